@@ -1,0 +1,1 @@
+//! Varints and checksums.

@@ -1,0 +1,23 @@
+//! What the writer, the readers, the compactor and the `cairn` command share.
+//!
+//! **Layers**, each importing only leftwards:
+//!
+//! ```text
+//! types  <-  lsm (what entries mean)  <-  format (what bytes mean)  <-  store (where bytes are)  <-  read, http
+//!  pure           pure                        pure                       async IO
+//! ```
+
+pub mod clock;
+pub mod config;
+pub mod env;
+pub mod error;
+pub mod faults;
+pub mod format;
+pub mod http;
+pub mod limits;
+pub mod lsm;
+pub mod read;
+pub mod store;
+pub mod types;
+
+pub use error::{Error, Result};

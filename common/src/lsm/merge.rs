@@ -1,0 +1,1 @@
+//! The k-way merge.

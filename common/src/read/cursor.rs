@@ -1,0 +1,1 @@
+//! Cursors over SSTs and runs.

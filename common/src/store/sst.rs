@@ -1,0 +1,1 @@
+//! SSTs in the bucket.

@@ -1,0 +1,3 @@
+//! The process `cairn-compactor`.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! The process `cairn-reader`.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! What the tests share: model, cluster, faulty store, fake S3.

@@ -1,0 +1,3 @@
+//! The process `cairn-writer`.
+
+fn main() {}
