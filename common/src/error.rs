@@ -37,6 +37,8 @@ pub enum Error {
     Indeterminate(Failure),
     /// Bytes that are not what was written: never retry, alert.
     Corrupt(Failure),
+    /// The store does not honour conditional writes: stop before anything is written to it.
+    Unfit(String),
 }
 
 /// What was attempted, and why it failed.
@@ -68,7 +70,7 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Invalid(what) => f.write_str(what),
+            Self::Invalid(what) | Self::Unfit(what) => f.write_str(what),
             Self::Fenced { held, found } => {
                 write!(f, "fenced: this process holds epoch {held}, the bucket says {found}")
             }

@@ -7,6 +7,7 @@
 //!  pure           pure                        pure                       async IO
 //! ```
 
+pub mod build;
 pub mod clock;
 pub mod config;
 pub mod env;

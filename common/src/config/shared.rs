@@ -1,0 +1,147 @@
+//! The settings that all three processes have.
+
+use serde::Deserialize;
+
+use super::{Kind, Setting, Size, Span, table_defaults};
+
+/// The shared rows; `listen` and `ops_listen` get each process's own defaults.
+pub const SHARED: &[Setting] = &[
+    Setting::required(
+        "store",
+        Kind::Text,
+        "Where the database is: file:///path, s3://bucket/prefix, gs://bucket/prefix, \
+         az://container/prefix or memory://. Credentials and endpoints come from the standard \
+         variables of each cloud",
+    ),
+    Setting::new("listen", Kind::Address, "127.0.0.1:0", "Address of the data routes"),
+    Setting::new(
+        "ops_listen",
+        Kind::Address,
+        "127.0.0.1:0",
+        "Address of /metrics, /livez, /readyz and the admin routes",
+    ),
+    Setting::new(
+        "log",
+        Kind::Text,
+        "info",
+        "What is logged: error, warn, info, debug or trace, or a filter such as \
+         info,cairn_common::store=debug",
+    ),
+    Setting::new(
+        "log_format",
+        Kind::Choice(&["auto", "text", "json"]),
+        "auto",
+        "How logs on stderr look; auto is text on a terminal and JSON otherwise",
+    ),
+    Setting::new(
+        "connections_max",
+        Kind::Count,
+        "8192",
+        "Most connections of one listener; more wait in the listen queue. One costs a file \
+         descriptor and about 20 KiB",
+    ),
+    Setting::new(
+        "requests_max",
+        Kind::Count,
+        "4096",
+        "Most requests in progress; more are refused at once with 503 overloaded. Durable writes \
+         wait one store PUT each, so throughput needs many",
+    ),
+    Setting::new(
+        "request_memory",
+        Kind::Size,
+        "256MiB",
+        "Most bytes of request bodies held at one time; more are refused with 503 overloaded. \
+         Eight of the largest batches",
+    ),
+    Setting::new(
+        "header_timeout",
+        Kind::Span,
+        "30s",
+        "A connection is closed when the head of its next request is not complete after so long, \
+         idle time included",
+    ),
+    Setting::new(
+        "stall_timeout",
+        Kind::Span,
+        "30s",
+        "A connection is closed when its client has taken no byte of a reply for so long: a \
+         stalled scan pins its view in memory",
+    ),
+    Setting::new(
+        "request_timeout",
+        Kind::Span,
+        "10s",
+        "Deadline of a request that sends no cairn-timeout",
+    ),
+    Setting::new(
+        "request_timeout_max",
+        Kind::Span,
+        "60s",
+        "The longest deadline that cairn-timeout may ask for",
+    ),
+    Setting::new(
+        "shutdown_grace",
+        Kind::Span,
+        "20s",
+        "After SIGTERM, requests in progress have so long to end; below the 30 s that Kubernetes \
+         gives a pod",
+    ),
+];
+
+/// The shared settings, typed; a process's own struct flattens them in.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Shared {
+    /// URL of the bucket and the root in it.
+    pub store: String,
+    /// `host:port` of the data routes.
+    pub listen: String,
+    /// `host:port` of the operator's routes.
+    pub ops_listen: String,
+    /// Filter of the log.
+    pub log: String,
+    /// Look of the log.
+    pub log_format: LogFormat,
+    /// Bounds of the HTTP servers.
+    #[serde(flatten)]
+    pub http: HttpLimits,
+}
+
+/// How logs look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    /// Text on a terminal, JSON otherwise.
+    Auto,
+    /// For people.
+    Text,
+    /// For collectors: one object a line.
+    Json,
+}
+
+/// The bounds of an HTTP server; each is explained in [`SHARED`].
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct HttpLimits {
+    /// Connections of one listener.
+    pub connections_max: usize,
+    /// Requests in progress.
+    pub requests_max: usize,
+    /// Bytes of request bodies in memory.
+    pub request_memory: Size,
+    /// From the end of one request to the end of the next one's head.
+    pub header_timeout: Span,
+    /// Without a byte taken by the client.
+    pub stall_timeout: Span,
+    /// Deadline where none is asked for.
+    pub request_timeout: Span,
+    /// Longest deadline.
+    pub request_timeout_max: Span,
+    /// From the signal to the end of the last request.
+    pub shutdown_grace: Span,
+}
+
+impl Default for HttpLimits {
+    fn default() -> Self {
+        table_defaults(SHARED)
+    }
+}
