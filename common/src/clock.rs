@@ -41,7 +41,8 @@ impl Clock for SystemClock {
     }
 }
 
-/// A clock that follows tokio's, for tests on a paused runtime: wall time starts at a given instant.
+/// A clock that follows tokio's, for tests on a paused runtime: wall time starts at a given
+/// instant.
 #[derive(Debug)]
 pub struct TokioClock {
     origin: tokio::time::Instant,

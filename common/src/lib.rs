@@ -3,8 +3,10 @@
 //! **Layers**, each importing only leftwards:
 //!
 //! ```text
-//! types  <-  lsm (what entries mean)  <-  format (what bytes mean)  <-  store (where bytes are)  <-  read, http
-//!  pure           pure                        pure                       async IO
+//! types  <-  lsm             <-  format         <-  store            <-  read, http
+//!            (what entries       (what bytes        (where bytes         (what requests
+//!             mean)               mean)              are)                 ask)
+//! pure       pure                pure               async IO
 //! ```
 
 pub mod build;

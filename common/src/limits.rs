@@ -15,7 +15,8 @@ pub const GET_KEYS_MAX: usize = 1_000;
 /// Key bounds of SSTs are cut to this many bytes: manifests stay small whatever the keys.
 pub const BOUND_BYTES_MAX: usize = 256;
 
-/// WAL ids that a fence jumps: no window is larger, so nothing a zombie has in flight is on the chain.
+/// WAL ids that a fence jumps: no window is larger, so nothing that a zombie has in flight is on
+/// the chain.
 pub const WAL_JUMP: u64 = 1024;
 /// Seqs that a takeover jumps: the etag of a lost write is never given again.
 pub const SEQ_JUMP: u64 = 1 << 24;

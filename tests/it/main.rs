@@ -1,1 +1,4 @@
-//! it
+//! Tests of the whole, one topic a file.
+
+mod source;
+mod tidy;
