@@ -140,6 +140,8 @@ pub struct RunInfo {
     pub entries: u64,
     /// Of these, tombstones.
     pub tombstones: u64,
+    /// Of these, operands.
+    pub operands: u64,
     /// At or below its first key.
     #[serde(with = "super::text")]
     pub first_key: Bytes,
