@@ -1,10 +1,17 @@
 //! Where bytes are: the only importer of `object_store` and `foyer`.
 
+pub mod answer;
+mod backoff;
 pub mod cache;
+mod create;
 pub mod follow;
 pub mod local;
 pub mod manifest;
+pub mod metrics;
 pub mod object;
 pub mod probe;
 pub mod sst;
+pub mod upload;
+mod url;
 pub mod wal;
+mod wire;

@@ -1,1 +1,746 @@
-//! The object store.
+//! A bucket: the few verbs with which Cairn speaks to an object store.
+//!
+//! **Invariants**
+//! - Every call ends within its deadline, and every attempt within a deadline of its own.
+//! - Retries live here alone. Reads and unconditional writes are tried again after anything that
+//!   may pass; `create` and `swap` only after attempts that certainly did nothing. An outcome that
+//!   is not certain is told as such, and the caller reads back.
+//! - Answers are as exact as the store allows, see [`super::answer`].
+//!
+//! Futures may be dropped at any time; a write then has an unknown outcome.
+
+use std::fmt;
+use std::future::Future;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use object_store::path::Path;
+use object_store::{
+    GetOptions, GetRange, GetResult, ObjectStore, PutMode, PutOptions, PutPayload, UpdateVersion,
+};
+
+use super::answer::{Act, Again, Failed, judge};
+use super::backoff::Backoff;
+use super::create::Latencies;
+use super::metrics::{Ended, Operation, Prices, Sample, StoreMetrics};
+use super::upload::Upload;
+use super::url;
+use crate::env::Env;
+use crate::format::path::{Object, ObjectKind};
+use crate::{Error, Result};
+
+/// Objects that one request to delete names: S3's bound.
+const DELETE_BATCH: usize = 1_000;
+
+/// How patient and how eager a bucket is.
+#[derive(Clone, Debug)]
+pub struct StoreSettings {
+    /// How long one attempt may take before its bytes are counted. Default 5 s: ten times the
+    /// slowest ordinary request of S3.
+    pub attempt_timeout: Duration,
+    /// The slowest transfer that is not given up, in bytes per second: an attempt may take longer
+    /// by its bytes over this. Default 1 MiB/s.
+    pub bytes_per_second_min: u64,
+    /// How long a call goes on trying. Default 30 s: half the longest request deadline.
+    pub deadline: Duration,
+    /// The first pause between attempts. Default 20 ms: about one request.
+    pub backoff_min: Duration,
+    /// The longest pause between attempts. Default 1 s.
+    pub backoff_max: Duration,
+    /// When a slow create is sent a second time.
+    pub hedge: Hedge,
+    /// Bytes of one part of a multipart upload; what is smaller is sent in one request. Default
+    /// 8 MiB: a fifth of a second at 40 MiB/s, and 10,000 of them (S3's bound) are 80 GiB.
+    pub part_bytes: usize,
+    /// Parts of one upload in flight. Default 4; memory grows with it.
+    pub parts_in_flight_max: usize,
+}
+
+/// When a slow create of a WAL object is sent a second time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hedge {
+    /// Never.
+    Never,
+    /// Once it has taken longer than 95 % of the recent ones.
+    AfterP95,
+}
+
+impl Default for StoreSettings {
+    fn default() -> Self {
+        Self {
+            attempt_timeout: Duration::from_secs(5),
+            bytes_per_second_min: 1024 * 1024,
+            deadline: Duration::from_secs(30),
+            backoff_min: Duration::from_millis(20),
+            backoff_max: Duration::from_secs(1),
+            hedge: Hedge::AfterP95,
+            part_bytes: 8 * 1024 * 1024,
+            parts_in_flight_max: 4,
+        }
+    }
+}
+
+/// Which version of an object a read saw: what a swap or a conditional read is conditioned on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Version {
+    e_tag: Option<String>,
+    /// Google Cloud Storage conditions on its generation, not on the ETag.
+    generation: Option<String>,
+}
+
+/// One object of a listing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Its name.
+    pub object: Object,
+    /// Its size.
+    pub bytes: u64,
+    /// When it was written, by the store's clock, in Unix milliseconds.
+    pub modified_ms: u64,
+}
+
+/// The objects of one database in an object store. A cheap handle.
+#[derive(Clone)]
+pub struct Bucket {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    store: Arc<dyn ObjectStore>,
+    root: Path,
+    url: String,
+    settings: StoreSettings,
+    env: Env,
+    metrics: StoreMetrics,
+    wal_creates: Latencies,
+}
+
+/// One attempt: what it does, and to what.
+#[derive(Clone, Copy)]
+pub(super) struct Call<'a> {
+    pub(super) operation: Operation,
+    pub(super) kind: ObjectKind,
+    pub(super) name: &'a (dyn fmt::Display + Sync),
+}
+
+impl<'a> Call<'a> {
+    pub(super) fn new(operation: Operation, object: &'a Object) -> Self {
+        Self { operation, kind: object.kind(), name: object }
+    }
+
+    pub(super) fn what(&self) -> String {
+        format!("{} {}", self.operation.name(), self.name)
+    }
+
+    fn act(&self) -> Act {
+        match self.operation {
+            Operation::Get | Operation::List => Act::Read,
+            _ => Act::Write,
+        }
+    }
+}
+
+impl Bucket {
+    /// The bucket that a URL names: `file:///path`, `s3://bucket/prefix`, `gs://…`, `az://…`, or
+    /// `memory://` (a store of its own, gone with the handle). Credentials and endpoints come from
+    /// the standard variables of each cloud.
+    ///
+    /// Sends nothing; see [`Bucket::check`].
+    ///
+    /// # Errors
+    /// `Invalid`, with what to do, where the URL or the credentials cannot be used.
+    pub fn open(url: &str, mut settings: StoreSettings, env: Env) -> Result<Self> {
+        let opened = url::open(url)?;
+        if opened.prices == Prices::FREE {
+            // A second write to the same disk is not faster than the first.
+            settings.hedge = Hedge::Never;
+        }
+        Ok(Self::assemble(opened, settings, env))
+    }
+
+    /// A bucket over any store, for tests: objects live under `root`, hedging is as set.
+    pub fn new(
+        store: Arc<dyn ObjectStore>,
+        root: &str,
+        settings: StoreSettings,
+        env: Env,
+    ) -> Result<Self> {
+        let url = format!("{store}/{root}");
+        let root = Path::parse(root).map_err(|error| Error::Invalid(error.to_string()))?;
+        Ok(Self::assemble(url::Opened { store, root, url, prices: Prices::S3 }, settings, env))
+    }
+
+    fn assemble(opened: url::Opened, settings: StoreSettings, env: Env) -> Self {
+        let url::Opened { store, root, url, prices } = opened;
+        let metrics = StoreMetrics::new(prices);
+        let wal_creates = Latencies::default();
+        Self { shared: Arc::new(Shared { store, root, url, settings, env, metrics, wal_creates }) }
+    }
+
+    /// The URL of the database, for people.
+    pub fn url(&self) -> &str {
+        &self.shared.url
+    }
+
+    /// Counters of everything that was asked of the store.
+    pub fn metrics(&self) -> &StoreMetrics {
+        &self.shared.metrics
+    }
+
+    pub(super) fn store(&self) -> &Arc<dyn ObjectStore> {
+        &self.shared.store
+    }
+
+    pub(super) fn settings(&self) -> &StoreSettings {
+        &self.shared.settings
+    }
+
+    pub(super) fn env(&self) -> &Env {
+        &self.shared.env
+    }
+
+    pub(super) fn wal_creates(&self) -> &Latencies {
+        &self.shared.wal_creates
+    }
+
+    /// Asks the store for CURRENT once, to see whether the bucket can be used at all.
+    ///
+    /// # Errors
+    /// `Invalid`, with what to do, where the bucket does not exist or the credentials are refused;
+    /// `Unavailable` where the store does not answer.
+    pub async fn check(&self) -> Result<()> {
+        let call = Call::new(Operation::Get, &Object::Current);
+        match self.fetch(call, &Object::Current, GetOptions::default()).await {
+            Ok(_) => Ok(()),
+            Err(Failed { error: Error::NotFound(_), .. }) => Ok(()),
+            Err(Failed { error, again: Again::Futile }) => Err(Error::Invalid(format!(
+                "the store {} cannot be used: {error}. Check that the bucket exists, and the \
+                 region, the endpoint and the credentials in the environment",
+                self.url()
+            ))),
+            Err(Failed { error, again: Again::Worthwhile }) => Err(error),
+        }
+    }
+
+    /// The bytes of an object. One GET.
+    ///
+    /// # Errors
+    /// `NotFound`, `Unavailable`.
+    pub async fn get(&self, object: &Object) -> Result<Bytes> {
+        Ok(self.get_versioned(object).await?.0)
+    }
+
+    /// The bytes of an object and the version that they are. One GET.
+    ///
+    /// # Errors
+    /// `NotFound`, `Unavailable`.
+    pub async fn get_versioned(&self, object: &Object) -> Result<(Bytes, Version)> {
+        let call = Call::new(Operation::Get, object);
+        self.retry(|| self.fetch(call, object, GetOptions::default())).await
+    }
+
+    /// The bytes and version of an object, or `None` where it still is the version given. One
+    /// conditional GET.
+    ///
+    /// # Errors
+    /// `NotFound`, `Unavailable`.
+    pub async fn get_if_changed(
+        &self,
+        object: &Object,
+        known: &Version,
+    ) -> Result<Option<(Bytes, Version)>> {
+        let call = Call::new(Operation::Get, object);
+        let attempt = || async {
+            let options =
+                GetOptions { if_none_match: known.e_tag.clone(), ..GetOptions::default() };
+            match self.fetch_or_unmodified(call, object, options).await? {
+                Some((_, version)) if version == *known => Ok(None),
+                answer => Ok(answer),
+            }
+        };
+        self.retry(attempt).await
+    }
+
+    /// Exactly the bytes of a range of an object. One ranged GET.
+    ///
+    /// # Errors
+    /// `NotFound`, `Unavailable`; `Corrupt` where the object is shorter than the range's end.
+    pub async fn get_range(&self, object: &Object, range: Range<u64>) -> Result<Bytes> {
+        if range.is_empty() {
+            return Ok(Bytes::new());
+        }
+        let call = Call::new(Operation::Get, object);
+        let want = range.end - range.start;
+        let attempt = || async {
+            let options = GetOptions {
+                range: Some(GetRange::Bounded(range.clone())),
+                ..GetOptions::default()
+            };
+            match self.fetch(call, object, options).await {
+                Ok((bytes, _)) if u64::try_from(bytes.len()) == Ok(want) => Ok(bytes),
+                Ok(_) => Err(self.short(call, &range)),
+                Err(failed) => Err(self.failed_or_short(call, object, &range, failed).await),
+            }
+        };
+        self.retry(attempt).await
+    }
+
+    fn short(&self, call: Call<'_>, range: &Range<u64>) -> Failed {
+        let cause = format!("the object ends before byte {} of the range {range:?}", range.end);
+        Failed::futile(Error::corrupt(call.what(), cause))
+    }
+
+    /// Tells an object that is too short from a store that is in trouble: only HTTP stores say
+    /// which of the two a failed ranged read was.
+    async fn failed_or_short(
+        &self,
+        call: Call<'_>,
+        object: &Object,
+        range: &Range<u64>,
+        failed: Failed,
+    ) -> Failed {
+        if !matches!(failed.error, Error::Unavailable(_)) {
+            return failed;
+        }
+        let options = GetOptions { head: true, ..GetOptions::default() };
+        let path = self.path(object);
+        let head = self.shared.store.get_opts(&path, options);
+        let settings = self.settings();
+        match self.attempt(call, settings.attempt_timeout, head).await {
+            Ok(result) if result.meta.size < range.end => self.short(call, range),
+            _ => failed,
+        }
+    }
+
+    /// Replaces an object if it still is the version given; returns the new version. One
+    /// conditional PUT, again only if the store refused it without looking.
+    ///
+    /// # Errors
+    /// `Conflict` where it is another version, or not there; `Indeterminate`: read back;
+    /// `Unavailable`.
+    pub async fn swap(&self, object: &Object, bytes: Bytes, known: &Version) -> Result<Version> {
+        let call = Call::new(Operation::Swap, object);
+        let mode = PutMode::Update(UpdateVersion {
+            e_tag: known.e_tag.clone(),
+            version: known.generation.clone(),
+        });
+        self.retry_certain(|| self.write(call, object, bytes.clone(), mode.clone())).await
+    }
+
+    /// Writes an object whatever is there: for names that are never used twice. One PUT, or a
+    /// multipart upload where the object is large.
+    ///
+    /// # Errors
+    /// `Unavailable`; `Indeterminate`: it may be there, or appear later.
+    pub async fn put(&self, object: &Object, bytes: Bytes) -> Result<()> {
+        if bytes.len() > self.settings().part_bytes {
+            let mut upload = self.upload(object);
+            upload.write(bytes).await?;
+            return upload.finish().await;
+        }
+        self.put_whole(object, bytes).await
+    }
+
+    /// Writes an object with one PUT, again after anything that may pass.
+    pub(super) async fn put_whole(&self, object: &Object, bytes: Bytes) -> Result<()> {
+        let call = Call::new(Operation::Put, object);
+        let ambiguous = AtomicBool::new(false);
+        let attempt = || async {
+            let written = self.write(call, object, bytes.clone(), PutMode::Overwrite).await;
+            if let Err(Failed { error: Error::Indeterminate(_), .. }) = &written {
+                ambiguous.store(true, Ordering::Relaxed);
+            }
+            written.map(drop)
+        };
+        match self.retry(attempt).await {
+            // SUBTLE: the last attempt did nothing, but an earlier one may have.
+            Err(Error::Unavailable(failure)) if ambiguous.into_inner() => {
+                Err(Error::Indeterminate(failure))
+            }
+            answer => answer,
+        }
+    }
+
+    /// Begins an object that is written piece by piece, under a name that is never used twice.
+    pub fn upload(&self, object: &Object) -> Upload {
+        Upload::new(self.clone(), *object)
+    }
+
+    /// Every object of a kind, in no particular order. One LIST per thousand; names that are not
+    /// ours are left out.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub async fn list(&self, kind: ObjectKind) -> Result<Vec<Listed>> {
+        self.retry(|| self.list_once(kind)).await
+    }
+
+    async fn list_once(&self, kind: ObjectKind) -> Result<Vec<Listed>, Failed> {
+        let call = Call { operation: Operation::List, kind, name: &kind.name() };
+        let timeout = self.settings().attempt_timeout;
+        if kind == ObjectKind::Current {
+            let page = self.shared.store.list_with_delimiter(Some(&self.shared.root));
+            let page = self.attempt(call, timeout, page).await?;
+            let listed = page.objects.iter().filter_map(|meta| self.listed(meta, kind));
+            return Ok(listed.collect());
+        }
+        let prefix = self.shared.root.clone().join(kind.name());
+        let mut stream = self.shared.store.list(Some(&prefix));
+        let mut listed = Vec::new();
+        let mut pages = 0;
+        loop {
+            // Entries of a page that is here already come at once: only pages are requests.
+            let next = async { stream.next().await.transpose() };
+            let next = if listed.len() >= pages * DELETE_BATCH {
+                pages += 1;
+                self.attempt(call, timeout, next).await?
+            } else {
+                self.within(call, timeout, next).await?
+            };
+            match next {
+                Some(meta) => listed.extend(self.listed(&meta, kind)),
+                None => return Ok(listed),
+            }
+        }
+    }
+
+    fn listed(&self, meta: &object_store::ObjectMeta, kind: ObjectKind) -> Option<Listed> {
+        let name = match self.shared.root.as_ref() {
+            "" => meta.location.as_ref(),
+            root => meta.location.as_ref().strip_prefix(root)?.strip_prefix('/')?,
+        };
+        let object = Object::parse(name).filter(|object| object.kind() == kind)?;
+        let modified_ms = u64::try_from(meta.last_modified.timestamp_millis()).unwrap_or(0);
+        Some(Listed { object, bytes: meta.size, modified_ms })
+    }
+
+    /// The name of any object under the root, ours or not; `None` where the root is empty. One
+    /// LIST.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub async fn any_object(&self) -> Result<Option<String>> {
+        let name = &"the root";
+        let call = Call { operation: Operation::List, kind: ObjectKind::Current, name };
+        let attempt = || async {
+            let mut stream = self.shared.store.list(Some(&self.shared.root));
+            let first = async { stream.next().await.transpose() };
+            self.attempt(call, self.settings().attempt_timeout, first).await
+        };
+        Ok(self.retry(attempt).await?.map(|meta| meta.location.to_string()))
+    }
+
+    /// Deletes objects; one that is not there is deleted. One request per thousand where the store
+    /// can, else one each.
+    ///
+    /// # Errors
+    /// `Unavailable`, `Indeterminate`: some may be deleted and others not.
+    pub async fn delete(&self, objects: &[Object]) -> Result<()> {
+        for batch in objects.chunks(DELETE_BATCH) {
+            self.retry(|| self.delete_once(batch)).await?;
+        }
+        Ok(())
+    }
+
+    async fn delete_once(&self, batch: &[Object]) -> Result<(), Failed> {
+        let Some(first) = batch.first() else { return Ok(()) };
+        let call = Call::new(Operation::Delete, first);
+        let paths: Vec<_> = batch.iter().map(|object| Ok(self.path(object))).collect();
+        let mut stream = self.shared.store.delete_stream(futures::stream::iter(paths).boxed());
+        let deleted = async {
+            let mut failure = Ok(());
+            while let Some(answer) = stream.next().await {
+                match answer {
+                    Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
+                    Err(error) => failure = Err(error),
+                }
+            }
+            failure
+        };
+        self.attempt(call, self.settings().attempt_timeout * 2, deleted).await
+    }
+
+    /// One conditional or unconditional PUT.
+    pub(super) async fn write(
+        &self,
+        call: Call<'_>,
+        object: &Object,
+        bytes: Bytes,
+        mode: PutMode,
+    ) -> Result<Version, Failed> {
+        let length = bytes.len();
+        let path = self.path(object);
+        let options = PutOptions { mode, ..PutOptions::default() };
+        let work = self.shared.store.put_opts(&path, PutPayload::from(bytes), options);
+        let put = self.attempt(call, self.attempt_timeout(length), work).await?;
+        self.metrics().sent(call.operation, call.kind, length);
+        Ok(Version { e_tag: put.e_tag, generation: put.version })
+    }
+
+    async fn fetch(
+        &self,
+        call: Call<'_>,
+        object: &Object,
+        options: GetOptions,
+    ) -> Result<(Bytes, Version), Failed> {
+        match self.fetch_or_unmodified(call, object, options).await? {
+            Some(answer) => Ok(answer),
+            None => Err(Failed::futile(Error::Conflict(object.path()))),
+        }
+    }
+
+    async fn fetch_or_unmodified(
+        &self,
+        call: Call<'_>,
+        object: &Object,
+        options: GetOptions,
+    ) -> Result<Option<(Bytes, Version)>, Failed> {
+        let path = self.path(object);
+        let timeout = self.settings().attempt_timeout;
+        let head = async {
+            match self.shared.store.get_opts(&path, options).await {
+                Ok(result) => Ok(Some(result)),
+                Err(object_store::Error::NotModified { .. }) => Ok(None),
+                Err(error) => Err(error),
+            }
+        };
+        let Some(result) = self.attempt(call, timeout, head).await? else { return Ok(None) };
+        let version = version_of(&result);
+        let length = usize::try_from(result.range.end - result.range.start).unwrap_or(usize::MAX);
+        let bytes = self.within(call, self.attempt_timeout(length), result.bytes()).await?;
+        self.metrics().received(call.operation, call.kind, bytes.len());
+        Ok(Some((bytes, version)))
+    }
+
+    /// The name of an object in the store.
+    pub(super) fn path(&self, object: &Object) -> Path {
+        Path::from(format!("{}/{object}", self.shared.root))
+    }
+
+    /// How long an attempt that carries so many bytes may take.
+    pub(super) fn attempt_timeout(&self, bytes: usize) -> Duration {
+        let settings = self.settings();
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        let seconds = bytes / settings.bytes_per_second_min.max(1);
+        settings.attempt_timeout + Duration::from_secs(seconds)
+    }
+
+    /// One request: within its time, counted, and its answer judged.
+    pub(super) async fn attempt<T>(
+        &self,
+        call: Call<'_>,
+        limit: Duration,
+        work: impl Future<Output = object_store::Result<T>>,
+    ) -> Result<T, Failed> {
+        let started = self.env().clock.boot();
+        let answer = self.within(call, limit, work).await;
+        let ended = match &answer {
+            Ok(_) => Ended::Answered,
+            Err(Failed { error: Error::NotFound(_) | Error::Conflict(_), .. }) => Ended::Answered,
+            Err(_) => Ended::Failed,
+        };
+        let took = self.env().clock.boot().saturating_sub(started);
+        let Call { operation, kind, .. } = call;
+        self.metrics().record(&Sample { operation, kind, took, ended });
+        answer
+    }
+
+    /// Work on a request within a time, its answer judged.
+    async fn within<T>(
+        &self,
+        call: Call<'_>,
+        limit: Duration,
+        work: impl Future<Output = object_store::Result<T>>,
+    ) -> Result<T, Failed> {
+        match tokio::time::timeout(limit, work).await {
+            Ok(answer) => answer
+                .map_err(|error| judge(call.act(), &call.name.to_string(), call.what(), error)),
+            Err(_) => Err(Failed::timed_out(call.act(), call.what())),
+        }
+    }
+
+    /// Tries again after everything that may pass: for what may be done twice.
+    pub(super) async fn retry<T, F>(&self, mut attempt: impl FnMut() -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T, Failed>>,
+    {
+        let mut backoff = Backoff::new(self.env(), self.settings());
+        loop {
+            match attempt().await {
+                Ok(value) => return Ok(value),
+                Err(Failed { again: Again::Worthwhile, error }) => {
+                    if !backoff.pause().await {
+                        return Err(error);
+                    }
+                    self.metrics().retried();
+                }
+                Err(Failed { again: Again::Futile, error }) => return Err(error),
+            }
+        }
+    }
+
+    /// Tries again only after attempts that certainly did nothing.
+    pub(super) async fn retry_certain<T, F>(&self, mut attempt: impl FnMut() -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T, Failed>>,
+    {
+        self.retry(|| {
+            let attempt = attempt();
+            async {
+                attempt.await.map_err(|failed| match failed.error {
+                    Error::Unavailable(_) => failed,
+                    error => Failed::futile(error),
+                })
+            }
+        })
+        .await
+    }
+}
+
+fn version_of(result: &GetResult) -> Version {
+    Version { e_tag: result.meta.e_tag.clone(), generation: result.meta.version.clone() }
+}
+
+impl fmt::Debug for Bucket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Bucket").field(&self.shared.url).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use object_store::memory::InMemory;
+
+    use super::*;
+    use crate::types::WalId;
+
+    fn bucket(root: &str) -> Bucket {
+        let store = Arc::new(InMemory::new());
+        Bucket::new(store, root, StoreSettings::default(), Env::system()).unwrap()
+    }
+
+    fn wal(id: u64) -> Object {
+        Object::Wal(WalId(id))
+    }
+
+    fn is_send<T: Send>(value: T) -> T {
+        value
+    }
+
+    #[tokio::test]
+    async fn an_object_is_created_once() {
+        let bucket = bucket("db");
+        is_send(bucket.create(&wal(1), "a".into())).await.unwrap();
+        let again = bucket.create(&wal(1), "b".into()).await;
+        assert!(matches!(again, Err(Error::Conflict(name)) if name == wal(1).path()));
+        assert_eq!(bucket.get(&wal(1)).await.unwrap(), "a");
+    }
+
+    #[tokio::test]
+    async fn a_swap_needs_the_version_that_is_there() {
+        let bucket = bucket("");
+        bucket.create(&Object::Current, "0".into()).await.unwrap();
+        let (_, zero) = bucket.get_versioned(&Object::Current).await.unwrap();
+        let one = is_send(bucket.swap(&Object::Current, "1".into(), &zero)).await.unwrap();
+        let late = bucket.swap(&Object::Current, "2".into(), &zero).await;
+        assert!(matches!(late, Err(Error::Conflict(_))));
+        assert_eq!(bucket.get_if_changed(&Object::Current, &one).await.unwrap(), None);
+        let changed = is_send(bucket.get_if_changed(&Object::Current, &zero)).await.unwrap();
+        assert_eq!(changed, Some(("1".into(), one)));
+    }
+
+    #[tokio::test]
+    async fn a_range_is_exact_or_corrupt() {
+        let bucket = bucket("db");
+        is_send(bucket.put(&wal(1), "0123456789".into())).await.unwrap();
+        assert_eq!(is_send(bucket.get_range(&wal(1), 2..10)).await.unwrap(), "23456789");
+        assert_eq!(bucket.get_range(&wal(1), 2..2).await.unwrap(), "");
+        for past in [2..11, 9..12, 10..11, 20..30] {
+            let answer = bucket.get_range(&wal(1), past.clone()).await;
+            assert!(matches!(answer, Err(Error::Corrupt(_))), "{past:?}: {answer:?}");
+        }
+        assert!(matches!(bucket.get_range(&wal(2), 0..1).await, Err(Error::NotFound(_))));
+    }
+
+    #[tokio::test]
+    async fn listings_are_of_one_kind_and_one_root() {
+        let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+        let open = |root: &str| {
+            let settings = StoreSettings::default();
+            Bucket::new(Arc::clone(&store), root, settings, Env::system()).unwrap()
+        };
+        let (one, two) = (open("db"), open("db2"));
+        assert_eq!(is_send(one.any_object()).await.unwrap(), None);
+        for id in 1..=3 {
+            one.put(&wal(id), vec![0; 7].into()).await.unwrap();
+        }
+        two.put(&wal(4), "x".into()).await.unwrap();
+        one.put(&Object::Current, "x".into()).await.unwrap();
+        store.put_opts(&"db/wal/alien".into(), "x".into(), PutOptions::default()).await.unwrap();
+        let mut listed = is_send(one.list(ObjectKind::Wal)).await.unwrap();
+        listed.sort_by_key(|listed| listed.object);
+        assert_eq!(
+            listed.iter().map(|listed| (listed.object, listed.bytes)).collect::<Vec<_>>(),
+            [(wal(1), 7), (wal(2), 7), (wal(3), 7)]
+        );
+        assert_eq!(one.list(ObjectKind::Current).await.unwrap().len(), 1);
+        assert_eq!(one.list(ObjectKind::Sst).await.unwrap(), []);
+        assert!(one.any_object().await.unwrap().is_some());
+        is_send(one.delete(&[wal(1), wal(3), wal(9)])).await.unwrap();
+        assert_eq!(one.list(ObjectKind::Wal).await.unwrap().len(), 1);
+        assert_eq!(two.list(ObjectKind::Wal).await.unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn an_upload_arrives_whole_whatever_its_pieces() {
+        let settings =
+            StoreSettings { part_bytes: 10, parts_in_flight_max: 2, ..StoreSettings::default() };
+        let store = Arc::new(InMemory::new());
+        let bucket = Bucket::new(store, "db", settings, Env::system()).unwrap();
+        let text: Bytes = (0..=99_u8).collect::<Vec<_>>().into();
+        for (id, piece) in [1, 3, 9, 10, 11, 25, 100].into_iter().enumerate() {
+            let object = wal(u64::try_from(id).unwrap());
+            let mut upload = bucket.upload(&object);
+            for piece in text.chunks(piece) {
+                is_send(upload.write(Bytes::copy_from_slice(piece))).await.unwrap();
+            }
+            assert!(matches!(bucket.get(&object).await, Err(Error::NotFound(_))));
+            is_send(upload.finish()).await.unwrap();
+            assert_eq!(bucket.get(&object).await.unwrap(), text);
+        }
+        let mut given_up = bucket.upload(&wal(99));
+        given_up.write(text.clone()).await.unwrap();
+        is_send(given_up.abort()).await;
+        assert!(matches!(bucket.get(&wal(99)).await, Err(Error::NotFound(_))));
+        is_send(bucket.put(&wal(98), text.clone())).await.unwrap();
+        assert_eq!(bucket.get(&wal(98)).await.unwrap(), text);
+    }
+
+    #[tokio::test]
+    async fn what_is_asked_is_counted() {
+        let bucket = bucket("db");
+        bucket.put(&wal(1), "abc".into()).await.unwrap();
+        bucket.get(&wal(1)).await.unwrap();
+        assert!(bucket.get(&wal(2)).await.is_err());
+        let snapshot = bucket.metrics().snapshot();
+        let [get, put] = &snapshot.rows[..] else { panic!("{:?}", snapshot.rows) };
+        assert_eq!(
+            (get.operation, get.requests, get.errors, get.bytes_in),
+            (Operation::Get, 2, 0, 3)
+        );
+        assert_eq!((put.operation, put.requests, put.bytes_out), (Operation::Put, 1, 3));
+        assert_eq!(snapshot.nanodollars, 2 * 400 + 5_000);
+    }
+
+    #[tokio::test]
+    async fn a_memory_url_opens_and_a_probe_passes() {
+        let bucket = Bucket::open("memory:///db", StoreSettings::default(), Env::system()).unwrap();
+        is_send(bucket.check()).await.unwrap();
+        let verdict = is_send(super::super::probe::probe(&bucket, uuid::Uuid::from_u128(7))).await;
+        assert_eq!(verdict.unwrap(), super::super::probe::Verdict::Honoured);
+    }
+}
