@@ -26,6 +26,8 @@
 //! **Source**: Putze, Sanders, Singler, "Cache-, Hash- and Space-Efficient Bloom Filters" (2007);
 //! the multiplicative probing within a line is that of `RocksDB`'s `FastLocalBloomImpl`.
 
+use std::fmt;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -144,7 +146,6 @@ impl FilterBuilder {
 }
 
 /// A filter in memory.
-#[derive(Debug)]
 pub struct Filter {
     lines: Box<[Line]>,
     probes: u8,
@@ -188,6 +189,15 @@ impl Filter {
     /// Memory in use.
     pub fn bytes(&self) -> usize {
         size_of_val(&*self.lines) + size_of::<Self>()
+    }
+}
+
+impl fmt::Debug for Filter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Filter")
+            .field("lines", &self.lines.len())
+            .field("probes", &self.probes)
+            .finish_non_exhaustive()
     }
 }
 

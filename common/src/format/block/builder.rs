@@ -59,7 +59,7 @@ impl BlockBuilder {
     pub fn add(&mut self, entry: EntryRef<'_>) {
         assert!((1..=KEY_BYTES_MAX).contains(&entry.key.len()), "a key of impossible length");
         assert!(entry.seq <= Seq::MAX, "a seq above all");
-        let bytes = self.bytes() + entry::bytes_max(entry);
+        let bytes = self.bytes_with(entry);
         assert!(bytes <= BLOCK_BYTES_MAX, "the versions of one key reach {bytes} bytes");
         let mut shared = 0;
         if self.is_empty() {
@@ -91,7 +91,12 @@ impl BlockBuilder {
 
     /// The size of the decoded block, if it were finished now.
     pub fn bytes(&self) -> usize {
-        self.data.len() + (self.restarts.len() + 1) * RESTART_BYTES + TRAILER_BYTES
+        self.data.len() + self.restarts.len() * RESTART_BYTES + TRAILER_BYTES
+    }
+
+    /// The size of the decoded block with this entry in it, at most.
+    pub fn bytes_with(&self, entry: EntryRef<'_>) -> usize {
+        self.bytes() + RESTART_BYTES + entry::bytes_max(entry)
     }
 
     /// The key that was added last.

@@ -39,7 +39,7 @@ mod builder;
 mod cursor;
 mod entry;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::fmt;
 use std::ops::ControlFlow;
