@@ -8,12 +8,18 @@ pub mod block;
 pub mod codec;
 pub mod current;
 pub mod filter;
+mod frame;
 pub mod manifest;
 pub mod path;
 pub mod run;
+#[cfg(test)]
+pub(crate) mod samples;
 pub mod sst;
 mod text;
 pub mod wal;
+
+/// The version of every format here; a change that old processes cannot read makes the next.
+pub const FORMAT: u32 = 1;
 
 /// Bytes that no writer of this format produces, with what was found wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
