@@ -1,0 +1,185 @@
+//! The writer without its HTTP: what the process, the tests and the simulator drive.
+//!
+//! **Life of an engine**: take over the log; start the three tasks that own it (commit, flush,
+//! lease); wait out the hold; serve; drain; record in CURRENT that it is closed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use cairn_common::env::Env;
+use cairn_common::error::{Error, Result};
+use cairn_common::format::sst::SstOptions;
+use cairn_common::store::cache::BlockCache;
+use cairn_common::store::manifest::{Claim, Manifests};
+use cairn_common::store::object::Bucket;
+use cairn_common::store::sst::{MetaBudget, SstStore};
+use cairn_common::store::wal::Wal;
+use cairn_common::types::{DatabaseId, Epoch, Role};
+use tokio::task::{JoinError, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use crate::commit::Committer;
+use crate::config::{FrontLimits, LogConfig};
+use crate::flush::{self, Flusher};
+use crate::front::Front;
+use crate::lease::{self, Lease};
+use crate::open::{self, Taken, Takeover};
+use crate::service::Writer;
+
+/// What an engine is made of.
+#[derive(Clone, Debug)]
+pub struct Parts {
+    /// The environment.
+    pub env: Env,
+    /// The bucket.
+    pub bucket: Bucket,
+    /// Blocks that reads need.
+    pub cache: BlockCache,
+    /// Memory for filters and indexes.
+    pub meta: MetaBudget,
+    /// How SSTs are built.
+    pub sst: SstOptions,
+}
+
+/// A log that is ours, and the tasks that own it.
+#[derive(Debug)]
+pub struct Engine {
+    writer: Arc<Writer>,
+    tasks: JoinSet<Result<()>>,
+    drain: CancellationToken,
+    stop: CancellationToken,
+    hold_until: Duration,
+}
+
+impl Parts {
+    /// CURRENT and manifests of the bucket.
+    pub fn manifests(&self) -> Manifests {
+        Manifests::new(self.bucket.clone(), self.env.clone())
+    }
+
+    fn takeover(&self, database: DatabaseId, limits: &FrontLimits) -> Takeover {
+        let manifests = self.manifests();
+        let ssts = SstStore::new(
+            self.bucket.clone(),
+            database,
+            self.cache.clone(),
+            self.meta,
+            self.env.clone(),
+        );
+        Takeover {
+            env: self.env.clone(),
+            wal: Wal::new(self.bucket.clone(), database),
+            ssts: Arc::new(ssts),
+            flusher: Flusher {
+                env: self.env.clone(),
+                bucket: self.bucket.clone(),
+                manifests: manifests.clone(),
+                options: self.sst,
+            },
+            manifests,
+            memtable_bytes: limits.memtable_bytes,
+        }
+    }
+}
+
+impl Engine {
+    /// Takes over the log of `database` and starts its tasks. Nothing may be answered before
+    /// [`Engine::hold`] has returned.
+    ///
+    /// Not cancel-safe: dropped halfway, the claim stands. Errors: `Fenced`, `Corrupt`.
+    pub async fn open(
+        parts: &Parts,
+        database: DatabaseId,
+        log: &LogConfig,
+        claim: &Claim,
+    ) -> Result<Self> {
+        assert_eq!(claim.role, Role::Writer, "an engine claims the writer's role");
+        let limits = log.front();
+        let takeover = parts.takeover(database, &limits);
+        let taken = open::take_over(&takeover, claim).await?;
+        let Taken { identity, start, next, snapshot, verified_at, hold_until, wal } = taken;
+        let now = parts.env.clock.boot();
+        let front = Arc::new(Front::new(limits, start, now));
+        let env = parts.env.clone();
+        let lease = Lease::new(takeover.manifests, env.clone(), claim.lease, snapshot, verified_at);
+        let writer = Arc::new(Writer { front, lease: Arc::new(lease), env: env.clone(), limits });
+        let (drain, stop) = (CancellationToken::new(), CancellationToken::new());
+        let mut tasks = JoinSet::new();
+        let pacing = log.pacing();
+        let front = Arc::clone(&writer.front);
+        let committer = Committer::new(front, wal, (env, pacing), identity, next);
+        tasks.spawn(committer.run(drain.clone()));
+        let (flushing, flusher, ssts) = (Arc::clone(&writer), takeover.flusher, takeover.ssts);
+        let flush_ssts = Arc::clone(&ssts);
+        let flush_stop = stop.clone();
+        tasks.spawn(async move {
+            let Writer { front, lease, .. } = &*flushing;
+            flush::run(&flusher, front, lease, &flush_ssts, flush_stop).await
+        });
+        let (leasing, lease_stop) = (Arc::clone(&writer), stop.clone());
+        tasks.spawn(async move {
+            tokio::select! {
+                ended = lease::keep(&leasing.lease, &leasing.front, &ssts) => ended,
+                () = lease_stop.cancelled() => Ok(()),
+            }
+        });
+        Ok(Self { writer, tasks, drain, stop, hold_until })
+    }
+
+    /// What serves requests, once the hold is over.
+    pub fn writer(&self) -> &Arc<Writer> {
+        &self.writer
+    }
+
+    /// The epoch that is ours.
+    pub fn epoch(&self) -> Epoch {
+        self.writer.lease.epoch()
+    }
+
+    /// Waits until the old writer's read lease has run out, then lowers the lease in CURRENT to
+    /// ours. Errors: whatever ended a task meanwhile.
+    pub async fn hold(&mut self) -> Result<()> {
+        let left = self.hold_until.saturating_sub(self.writer.env.clock.boot());
+        tokio::select! {
+            () = tokio::time::sleep(left) => {}
+            ended = self.failed() => return Err(ended),
+        }
+        let writer = Arc::clone(&self.writer);
+        tokio::select! {
+            lowered = writer.lease.lower() => lowered,
+            ended = self.failed() => Err(ended),
+        }
+    }
+
+    /// Resolves when a task has ended, which none does by itself but in error.
+    ///
+    /// Cancel-safe.
+    pub async fn failed(&mut self) -> Error {
+        match self.tasks.join_next().await {
+            Some(ended) => settled(ended).err().unwrap_or(Error::Closed),
+            None => Error::Closed,
+        }
+    }
+
+    /// Stops taking writes, makes everything taken durable, and records that it is closed.
+    ///
+    /// Errors: `Fenced` and whatever else ended a task.
+    pub async fn close(mut self) -> Result<()> {
+        self.writer.front.stop_taking();
+        self.drain.cancel();
+        self.stop.cancel();
+        while let Some(ended) = self.tasks.join_next().await {
+            settled(ended)?;
+        }
+        self.writer.lease.close().await
+    }
+}
+
+/// How a task ended; its panic goes on here.
+fn settled(ended: Result<Result<()>, JoinError>) -> Result<()> {
+    match ended.map_err(JoinError::try_into_panic) {
+        Ok(outcome) => outcome,
+        Err(Ok(panic)) => std::panic::resume_unwind(panic),
+        Err(Err(_aborted)) => Err(Error::Closed),
+    }
+}

@@ -1,0 +1,131 @@
+//! Flushing: one frozen memtable becomes one SST in L0, and `replay_from` moves past its data.
+//!
+//! **Invariants** (PROTOCOL W4)
+//! - Only proven data is flushed, oldest memtable first: B is never published before A.
+//! - The SST's name carries the epoch under which it is committed.
+//! - A flush is in iff the epoch is ours and `replay_from` has reached its end; never judged by the
+//!   SST's name, which a compaction may already have dropped.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use cairn_common::env::Env;
+use cairn_common::error::{Error, Result};
+use cairn_common::format::edit::{Committer, Edit};
+use cairn_common::format::manifest::SstInfo;
+use cairn_common::format::path::{Object, OutputId};
+use cairn_common::format::sst::{SstBuilder, SstOptions};
+use cairn_common::store::manifest::{Decision, Manifests, Snapshot};
+use cairn_common::store::object::Bucket;
+use cairn_common::store::sst::SstStore;
+use cairn_common::types::{Epoch, Role, Seq};
+use tokio_util::sync::CancellationToken;
+
+use crate::front::{Front, Frozen};
+use crate::lease::{self, Lease};
+
+/// Makes L0.
+#[derive(Clone, Debug)]
+pub struct Flusher {
+    /// The environment.
+    pub env: Env,
+    /// Where SSTs go.
+    pub bucket: Bucket,
+    /// CURRENT and manifests.
+    pub manifests: Manifests,
+    /// How SSTs are built.
+    pub options: SstOptions,
+}
+
+impl Flusher {
+    /// Puts one memtable into L0 under `epoch` and returns CURRENT with it.
+    ///
+    /// Goes on while the store is unavailable. Costs a PUT for the SST (a few more where it is
+    /// large), then one commit. Errors: `Fenced`.
+    pub async fn flush(&self, known: Snapshot, epoch: Epoch, frozen: &Frozen) -> Result<Snapshot> {
+        let database = known.current.database;
+        let id = OutputId { role: Role::Writer, epoch, uuid: self.env.random.uuid() };
+        let time_ms = self.env.clock.wall_ms().max(known.manifest.time_ms);
+        let (memtable, options) = (Arc::clone(&frozen.memtable), self.options);
+        let build = move || {
+            let mut builder = SstBuilder::new(database, id, options);
+            memtable.flush_entries(time_ms, |entry| builder.add(entry));
+            builder.finish()
+        };
+        let (bytes, info): (Bytes, SstInfo) = self.env.cpu.run(build).await;
+        let sst = SstInfo { wal: Some(frozen.wal), ..info };
+        tracing::info!(sst = %id, bytes = sst.bytes, entries = sst.entries, "flushing to L0");
+        self.put(&Object::Sst(id), bytes).await?;
+        let last_seq = frozen.memtable.last_seq().unwrap_or(Seq::ZERO);
+        let replay_from = frozen.wal.to;
+        let committer = Committer { role: Role::Writer, epoch };
+        self.manifests
+            .commit(known, committer, |found| {
+                let holder = found.current.writer.epoch;
+                if holder != epoch {
+                    return Err(Error::Fenced { held: epoch, found: holder });
+                }
+                if found.current.replay_from >= replay_from {
+                    return Ok(Decision::Over);
+                }
+                Ok(Decision::Commit(Edit::Flush {
+                    sst: Some(sst.clone()),
+                    replay_from,
+                    flushed_seq: last_seq,
+                    time_ms: time_ms.max(found.manifest.time_ms),
+                }))
+            })
+            .await
+    }
+
+    async fn put(&self, object: &Object, bytes: Bytes) -> Result<()> {
+        loop {
+            match self.bucket.put(object, bytes.clone()).await {
+                // The name is ours alone: the same bytes under it again do no harm.
+                Err(error @ (Error::Unavailable(_) | Error::Indeterminate(_))) => {
+                    tracing::warn!(%error, "cannot write L0; trying again");
+                    tokio::time::sleep(lease::RETRY_PAUSE).await;
+                }
+                settled => return settled,
+            }
+        }
+    }
+}
+
+/// Flushes memtables as they are frozen and proven, until `stop` is cancelled between two.
+///
+/// Errors: `Fenced`, and what damages the tree.
+pub async fn run(
+    flusher: &Flusher,
+    front: &Front,
+    lease: &Lease,
+    ssts: &Arc<SstStore>,
+    stop: CancellationToken,
+) -> Result<()> {
+    loop {
+        while let Some(frozen) = front.next_to_flush() {
+            let known = lease.snapshot().await;
+            let snapshot = flusher.flush(known, lease.epoch(), &frozen).await?;
+            lease.note(snapshot).await;
+            while front.tree().manifest.flushed_seq < frozen.memtable.last_seq().unwrap_or_default()
+            {
+                match lease::show_tree(lease, front, ssts).await {
+                    Ok(()) => {}
+                    Err(
+                        error @ (Error::NotFound(_)
+                        | Error::Unavailable(_)
+                        | Error::Indeterminate(_)),
+                    ) => {
+                        tracing::warn!(%error, "cannot open the flushed tree; trying again");
+                        tokio::time::sleep(lease::RETRY_PAUSE).await;
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        tokio::select! {
+            () = front.flushable() => {}
+            () = stop.cancelled() => return Ok(()),
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! The read lease: until when this writer may answer reads without asking CURRENT.
+//!
+//! **Invariants**
+//! - `verified_at` is the *start* of the last read of CURRENT whose answer showed our epoch.
+//! - A read is answered only if `now - verified_at < lease`, judged after the request arrived.
+//! - Once `closed` has been sent, no read starts under this epoch again, whatever became of it.
+//! - Only the rate of the boot-time clock matters, and it counts suspension.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use cairn_common::env::Env;
+use cairn_common::error::{Error, Result};
+use cairn_common::format::current::Current;
+use cairn_common::read::view::OpenTree;
+use cairn_common::store::manifest::{Manifests, Snapshot};
+use cairn_common::store::sst::SstStore;
+use cairn_common::types::Epoch;
+use tokio::sync::Mutex;
+
+use crate::front::Front;
+
+/// Pause between tries while the store is unavailable.
+pub const RETRY_PAUSE: Duration = Duration::from_millis(100);
+
+/// What the writer knows of CURRENT under its epoch.
+#[derive(Debug)]
+pub struct Lease {
+    manifests: Manifests,
+    env: Env,
+    epoch: Epoch,
+    /// Ours; never above the one in CURRENT, which a taker waits out.
+    lease: Duration,
+    verified_at_ns: AtomicU64,
+    closed: AtomicBool,
+    /// The newest snapshot; its lock makes concurrent verifications one request.
+    known: Mutex<Snapshot>,
+}
+
+impl Lease {
+    /// A lease that was last proven by `snapshot`, whose read or swap began at `verified_at`.
+    pub fn new(
+        manifests: Manifests,
+        env: Env,
+        lease: Duration,
+        snapshot: Snapshot,
+        verified_at: Duration,
+    ) -> Self {
+        Self {
+            manifests,
+            env,
+            epoch: snapshot.current.writer.epoch,
+            lease,
+            verified_at_ns: AtomicU64::new(nanos(verified_at)),
+            closed: AtomicBool::new(false),
+            known: Mutex::new(snapshot),
+        }
+    }
+
+    /// The epoch of this writer.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// How long a proof lasts.
+    pub fn duration(&self) -> Duration {
+        self.lease
+    }
+
+    /// Whether a read that has arrived may be answered at this moment.
+    pub fn holds(&self) -> bool {
+        let verified_at = Duration::from_nanos(self.verified_at_ns.load(Ordering::Acquire));
+        let age = self.env.clock.boot().saturating_sub(verified_at);
+        age < self.lease && !self.closed.load(Ordering::Acquire)
+    }
+
+    /// Returns when a read may be answered; asks CURRENT where the lease has run out.
+    ///
+    /// Costs nothing while the lease holds, else one conditional GET. Errors: `Fenced`, `Closed`.
+    pub async fn ensure(&self) -> Result<()> {
+        while !self.holds() {
+            if self.closed.load(Ordering::Acquire) {
+                return Err(Error::Closed);
+            }
+            let mut known = self.known.lock().await;
+            // Another request may have asked while this one waited for the lock.
+            if !self.holds() {
+                self.verify(&mut known).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads CURRENT, renews the lease, and returns what it says.
+    ///
+    /// Costs one conditional GET, and one more where the manifest is new. Errors: `Fenced`.
+    pub async fn renew(&self) -> Result<Snapshot> {
+        let mut known = self.known.lock().await;
+        self.verify(&mut known).await?;
+        Ok(known.clone())
+    }
+
+    /// The newest snapshot, without a request.
+    pub async fn snapshot(&self) -> Snapshot {
+        self.known.lock().await.clone()
+    }
+
+    /// Records the outcome of a commit of ours.
+    pub async fn note(&self, snapshot: Snapshot) {
+        let mut known = self.known.lock().await;
+        if snapshot.current.version >= known.current.version {
+            *known = snapshot;
+        }
+    }
+
+    async fn verify(&self, known: &mut Snapshot) -> Result<()> {
+        let asked_at = self.env.clock.boot();
+        if let Some(changed) = self.manifests.refresh(known).await? {
+            *known = changed;
+        }
+        let found = known.current.writer.epoch;
+        if found != self.epoch {
+            return Err(Error::Fenced { held: self.epoch, found });
+        }
+        self.verified_at_ns.fetch_max(nanos(asked_at), Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// Lowers the lease in CURRENT to ours, after the hold: it was the larger of two.
+    pub async fn lower(&self) -> Result<()> {
+        let lease_ms = u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX);
+        self.amend(|current| {
+            (current.lease_ms > lease_ms).then(|| Current { lease_ms, ..current.clone() })
+        })
+        .await
+    }
+
+    /// Records in CURRENT that this writer is closed, so that the next need not wait.
+    ///
+    /// From the call on no read is answered here. Errors: `Fenced`.
+    pub async fn close(&self) -> Result<()> {
+        self.closed.store(true, Ordering::Release);
+        self.amend(|current| {
+            let mut closed = current.clone();
+            closed.writer.closed = true;
+            (!current.writer.closed).then_some(closed)
+        })
+        .await
+    }
+
+    async fn amend<C>(&self, mut change: C) -> Result<()>
+    where
+        C: FnMut(&Current) -> Option<Current> + Send,
+    {
+        let known = self.snapshot().await;
+        let held = self.epoch;
+        let snapshot = self
+            .manifests
+            .amend(known, |current| match current.writer.epoch {
+                found if found != held => Err(Error::Fenced { held, found }),
+                _ => Ok(change(current)),
+            })
+            .await?;
+        self.note(snapshot).await;
+        Ok(())
+    }
+}
+
+/// Renews the lease at half its length, for ever, and shows each new tree at the front.
+///
+/// Errors: `Fenced`, and what damages the tree. An unavailable store is not an error here: reads
+/// wait for it, writes go on.
+pub async fn keep(lease: &Lease, front: &Front, ssts: &Arc<SstStore>) -> Result<()> {
+    loop {
+        tokio::time::sleep(lease.duration() / 2).await;
+        match follow_tree(lease, front, ssts).await {
+            Ok(()) => {}
+            // NotFound: a run object is gone, so the manifest has moved on; the next turn sees it.
+            Err(error @ (Error::NotFound(_) | Error::Unavailable(_) | Error::Indeterminate(_))) => {
+                tracing::warn!(%error, "cannot follow CURRENT; reads wait when the lease runs out");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Renews the lease once, and shows the tree where it is a new one.
+pub async fn follow_tree(lease: &Lease, front: &Front, ssts: &Arc<SstStore>) -> Result<()> {
+    let snapshot = lease.renew().await?;
+    show(&snapshot, front, ssts).await
+}
+
+/// Shows the newest known tree; where an object of it is gone, reads CURRENT for a newer one.
+pub async fn show_tree(lease: &Lease, front: &Front, ssts: &Arc<SstStore>) -> Result<()> {
+    match show(&lease.snapshot().await, front, ssts).await {
+        Err(Error::NotFound(_)) => follow_tree(lease, front, ssts).await,
+        settled => settled,
+    }
+}
+
+async fn show(snapshot: &Snapshot, front: &Front, ssts: &Arc<SstStore>) -> Result<()> {
+    let shown = front.tree();
+    if snapshot.manifest.id.version > shown.manifest.id.version {
+        let opened = OpenTree::open(ssts, Arc::clone(&snapshot.manifest), Some(&shown)).await?;
+        front.install(Arc::new(opened));
+    }
+    Ok(())
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,317 @@
+//! Taking over the log: PROTOCOL T1 to T7, from the claim to the position at which to serve.
+//!
+//! **Life of a takeover**: claim the epoch; walk the chain from `replay_from` into a memtable
+//! (flushing on the way where it grows too large); put a fence at the chain's end, behind all that
+//! the old writer may still have in flight; prove twice that the epoch is still ours; wait until
+//! the old writer's read lease has run out.
+//!
+//! **Invariants**
+//! - The fence is put at the first absent id; whatever stands there is applied first.
+//! - The chain's `prev_seq`s continue without a gap from the tree's flushed seq.
+//! - The hold counts from the receipt of the answer that proved the claim, and uses the lease of
+//!   the body that the claim replaced.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use cairn_common::env::Env;
+use cairn_common::error::{Error, Result};
+use cairn_common::format::manifest::WalRange;
+use cairn_common::format::path::Object;
+use cairn_common::format::wal::{WalKind, WalObject, encode_fence};
+use cairn_common::limits::{SEQ_JUMP, WAL_JUMP};
+use cairn_common::lsm::memtable::Memtable;
+use cairn_common::read::view::OpenTree;
+use cairn_common::store::manifest::{Claim, Claimed, Manifests, Snapshot};
+use cairn_common::store::sst::SstStore;
+use cairn_common::store::wal::{Appended, Wal};
+use cairn_common::types::{Seq, WalId};
+use futures::stream::{self, StreamExt};
+
+use crate::commit::{Identity, Position};
+use crate::flush::Flusher;
+use crate::front::{Frozen, Start};
+
+/// WAL objects that are fetched ahead while walking: hides the store's latency; an overshoot at
+/// the chain's end costs as many GETs of nothing.
+const AHEAD_MIN: usize = 8;
+const AHEAD_MAX: usize = 64;
+/// Pause between tries of a takeover step while the store is unavailable.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
+
+/// A log that is ours.
+#[derive(Debug)]
+pub struct Taken {
+    /// Who we are on the chain.
+    pub identity: Identity,
+    /// What was replayed.
+    pub start: Start,
+    /// Where the log goes on.
+    pub next: Position,
+    /// What CURRENT says, read after the fence.
+    pub snapshot: Snapshot,
+    /// Boot time at which that read began: the lease counts from here.
+    pub verified_at: Duration,
+    /// Boot time before which nothing may be answered.
+    pub hold_until: Duration,
+    /// The log.
+    pub wal: Wal,
+}
+
+/// Takes over the log under a fresh epoch.
+///
+/// Costs a GET for every WAL object since the last flush, and about ten requests more. Errors:
+/// `Fenced` where another claimed meanwhile; `Corrupt` for a damaged chain.
+pub async fn take_over(takeover: &Takeover, claim: &Claim) -> Result<Taken> {
+    let mut claimed = takeover.manifests.claim(claim).await?;
+    tracing::info!(epoch = %claimed.epoch, "claimed the writer's epoch");
+    let tree = takeover.open_tree(&mut claimed.snapshot).await?;
+    let identity = Identity {
+        database: claimed.snapshot.current.database,
+        epoch: claimed.epoch,
+        writer: claim.uuid,
+    };
+    let wal = takeover.wal.clone();
+    let mut walk = Walk::new(takeover, identity, claimed.snapshot.clone(), tree);
+    let (snapshot, verified_at) = walk.fence_the_end().await?;
+    let next = Position { id: walk.position, seq: walk.last_seq };
+    let hold_until = claimed.proven_at + hold(&claimed);
+    Ok(Taken { identity, next, snapshot, verified_at, hold_until, wal, start: walk.into_start() })
+}
+
+/// How long after its proof a claim answers nothing: PROTOCOL T7.
+fn hold(claimed: &Claimed) -> Duration {
+    if claimed.replaced.writer.closed {
+        return Duration::ZERO;
+    }
+    let lease = Duration::from_millis(claimed.replaced.lease_ms);
+    lease.mul_f64(1.1).max(lease + Duration::from_millis(100))
+}
+
+/// What a takeover works with.
+#[derive(Debug)]
+pub struct Takeover {
+    /// The environment.
+    pub env: Env,
+    /// CURRENT and manifests.
+    pub manifests: Manifests,
+    /// The log.
+    pub wal: Wal,
+    /// SSTs, for the tree.
+    pub ssts: Arc<SstStore>,
+    /// Makes L0 of what does not fit in memory.
+    pub flusher: Flusher,
+    /// A walked memtable of this size is flushed on the way.
+    pub memtable_bytes: u64,
+}
+
+impl Takeover {
+    /// Opens the tree of `snapshot`, or of what replaced it where an object of it is gone: only the
+    /// compactor can have replaced it, and that changes no read.
+    async fn open_tree(&self, snapshot: &mut Snapshot) -> Result<Arc<OpenTree>> {
+        loop {
+            let manifest = Arc::clone(&snapshot.manifest);
+            let gone = match OpenTree::open(&self.ssts, manifest, None).await {
+                Ok(tree) => return Ok(Arc::new(tree)),
+                Err(error) if is_passing(&error) => {
+                    tracing::warn!(%error, "cannot open the tree; trying again");
+                    tokio::time::sleep(RETRY_PAUSE).await;
+                    continue;
+                }
+                Err(gone @ Error::NotFound(_)) => gone,
+                Err(error) => return Err(error),
+            };
+            match retry("read CURRENT", || self.manifests.refresh(snapshot)).await? {
+                Some(changed) if changed.manifest.id != snapshot.manifest.id => *snapshot = changed,
+                _ => {
+                    let cause = "the manifest names it: restore it, or run `cairn repair`";
+                    return Err(Error::corrupt(gone.to_string(), cause));
+                }
+            }
+        }
+    }
+}
+
+struct Walk<'a> {
+    takeover: &'a Takeover,
+    identity: Identity,
+    snapshot: Snapshot,
+    tree: Arc<OpenTree>,
+    /// Where the memtable's stretch of the chain begins.
+    from: WalId,
+    position: WalId,
+    last_seq: Seq,
+    memtable: Arc<Memtable>,
+    wal_objects: u64,
+}
+
+impl<'a> Walk<'a> {
+    fn new(
+        takeover: &'a Takeover,
+        identity: Identity,
+        snapshot: Snapshot,
+        tree: Arc<OpenTree>,
+    ) -> Self {
+        let position = snapshot.current.replay_from;
+        let last_seq = snapshot.manifest.flushed_seq;
+        let memtable = Arc::new(Memtable::new());
+        let (from, wal_objects) = (position, 0);
+        Self {
+            takeover,
+            identity,
+            snapshot,
+            tree,
+            from,
+            position,
+            last_seq,
+            memtable,
+            wal_objects,
+        }
+    }
+
+    /// T2 to T6: walks to the end and fences it, as often as something else comes first. Returns
+    /// CURRENT as read after the fence, and when that read began.
+    async fn fence_the_end(&mut self) -> Result<(Snapshot, Duration)> {
+        loop {
+            self.walk().await?;
+            self.still_ours().await?;
+            let next = self.position.plus(WAL_JUMP);
+            let fence = self.fence(next);
+            match self.takeover.wal.append(self.position, &fence).await? {
+                Appended::Proven => {
+                    self.position = next;
+                    return self.still_ours().await;
+                }
+                Appended::Taken(object) => self.apply(object).await?,
+            }
+        }
+    }
+
+    /// T2: applies the chain up to its first absent id.
+    async fn walk(&mut self) -> Result<()> {
+        let mut ahead = AHEAD_MIN;
+        'stretch: loop {
+            let from = self.position;
+            let mut objects = stream::iter((0..).map(|offset| from.plus(offset)))
+                .map(|id| self.takeover.wal.get(id))
+                .buffered(ahead);
+            ahead = (ahead * 2).min(AHEAD_MAX);
+            let mut applied = 0;
+            while let Some(object) = objects.next().await {
+                let object = match object {
+                    Ok(Some(object)) => object,
+                    Ok(None) => return Ok(()),
+                    Err(error) if is_passing(&error) => {
+                        tracing::warn!(%error, "cannot read the log; trying again");
+                        tokio::time::sleep(RETRY_PAUSE).await;
+                        continue 'stretch;
+                    }
+                    Err(error) => return Err(error),
+                };
+                let is_fence = object.header.kind != WalKind::Data;
+                self.apply(object).await?;
+                applied += 1;
+                if is_fence || applied >= ahead * 4 {
+                    continue 'stretch;
+                }
+            }
+        }
+    }
+
+    /// Applies the object at the position and moves on.
+    async fn apply(&mut self, object: WalObject) -> Result<()> {
+        let header = &object.header;
+        if header.epoch > self.identity.epoch {
+            return Err(Error::Fenced { held: self.identity.epoch, found: header.epoch });
+        }
+        if header.prev_seq != self.last_seq {
+            let name = Object::Wal(self.position).path();
+            let cause = format!(
+                "it continues seq {}, but the chain before it ends at {}: an object of the log is \
+                 missing; restore it, or run `cairn repair`",
+                header.prev_seq, self.last_seq
+            );
+            return Err(Error::corrupt(name, cause));
+        }
+        self.last_seq = object.last_seq();
+        self.position = header.next();
+        for batch in &object.batches {
+            self.memtable.insert(batch);
+        }
+        self.wal_objects += 1;
+        if self.memtable.bytes() >= self.takeover.memtable_bytes {
+            self.flush().await?;
+        }
+        Ok(())
+    }
+
+    /// T3: moves what was walked so far into the tree.
+    async fn flush(&mut self) -> Result<()> {
+        let wal = WalRange { from: self.from, to: self.position };
+        let memtable = std::mem::replace(&mut self.memtable, Arc::new(Memtable::new()));
+        let frozen = Frozen { memtable, wal };
+        let known = self.snapshot.clone();
+        self.snapshot = self.takeover.flusher.flush(known, self.identity.epoch, &frozen).await?;
+        self.tree = self.takeover.open_tree(&mut self.snapshot).await?;
+        self.from = self.position;
+        self.wal_objects = 0;
+        Ok(())
+    }
+
+    /// T4 and T6: reads CURRENT again; the epoch must still be ours.
+    async fn still_ours(&mut self) -> Result<(Snapshot, Duration)> {
+        let held = self.identity.epoch;
+        let (asked_at, changed) = retry("read CURRENT", || async {
+            let asked_at = self.takeover.env.clock.boot();
+            let changed = self.takeover.manifests.refresh(&self.snapshot).await?;
+            Ok((asked_at, changed))
+        })
+        .await?;
+        if let Some(changed) = changed {
+            self.snapshot = changed;
+        }
+        let found = self.snapshot.current.writer.epoch;
+        if found != held {
+            return Err(Error::Fenced { held, found });
+        }
+        Ok((self.snapshot.clone(), asked_at))
+    }
+
+    fn fence(&self, next: WalId) -> Bytes {
+        let position = Position { id: self.position, seq: self.last_seq };
+        encode_fence(&self.identity.stamp(position), next)
+    }
+
+    fn into_start(self) -> Start {
+        Start {
+            tree: self.tree,
+            memtable: self.memtable,
+            wal: WalRange { from: self.from, to: self.position },
+            wal_objects: self.wal_objects,
+            last_seq: self.last_seq,
+            next_seq: self.last_seq.plus(SEQ_JUMP),
+        }
+    }
+}
+
+fn is_passing(error: &Error) -> bool {
+    matches!(error, Error::Unavailable(_) | Error::Indeterminate(_))
+}
+
+/// Does a read again until the store answers.
+async fn retry<T, F, Fut>(what: &str, mut read: F) -> Result<T>
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Result<T>>,
+{
+    loop {
+        match read().await {
+            Err(error) if is_passing(&error) => {
+                tracing::warn!(%error, "cannot {what}; trying again");
+                tokio::time::sleep(RETRY_PAUSE).await;
+            }
+            settled => return settled,
+        }
+    }
+}

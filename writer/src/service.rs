@@ -1,0 +1,212 @@
+//! What the writer does for a request: taking a write and waiting for its fate, and handing out
+//! views that may be answered from.
+//!
+//! **Life of a write**: wait while the debt is high; read the condition's key outside the critical
+//! section; submit; wait for the group. A failed condition tells the client something too: it is
+//! answered once the seq at which it was decided is durable, and under the read lease.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use cairn_common::env::Env;
+use cairn_common::error::Error;
+use cairn_common::faults::planted;
+use cairn_common::read::view::View;
+use cairn_common::types::{Op, Seq};
+use tokio::time::Instant;
+
+use crate::condition::Condition;
+use crate::config::FrontLimits;
+use crate::front::{End, Front, Known, Outcome, Progress, Refusal, Ticket};
+use crate::lease::Lease;
+use crate::pressure::{Pressure, pressure};
+
+/// Times that a condition is read again because a memtable left meanwhile. Each time a flush came
+/// between two reads of one key.
+const CONDITION_READS_MAX: u32 = 8;
+
+/// The serving writer.
+#[derive(Debug)]
+pub struct Writer {
+    /// The front.
+    pub front: Arc<Front>,
+    /// The read lease.
+    pub lease: Arc<Lease>,
+    /// The environment.
+    pub env: Env,
+    /// The bounds of back-pressure.
+    pub limits: FrontLimits,
+}
+
+/// When a write is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// Once its bytes are in the bucket.
+    Durable,
+    /// Once it is in memory; a crash may lose it.
+    Memory,
+}
+
+/// One batch, and how it is wanted.
+#[derive(Debug)]
+pub struct Write {
+    /// Operations on distinct keys, within the limits.
+    pub ops: Vec<Op>,
+    /// What must hold for it to be applied.
+    pub condition: Option<Condition>,
+    /// When it is answered.
+    pub durability: Durability,
+    /// When waiting ends.
+    pub deadline: Instant,
+}
+
+/// Why a write was not acknowledged.
+#[derive(Debug)]
+pub enum Unwritten {
+    /// Not applied: the writer is at one of its bounds.
+    Overloaded(Pressure),
+    /// Not applied: the condition does not hold; the etag that the key has.
+    Precondition(Option<Seq>),
+    /// Not applied: the deadline passed before the batch was taken.
+    Late,
+    /// Not applied: the writer has ended.
+    Ended(End),
+    /// Not applied: the condition could not be read.
+    Failed(Error),
+    /// It may be applied, once and whole, or never.
+    Unknown,
+}
+
+impl Writer {
+    /// Takes a batch and returns its seq when it is as durable as was asked.
+    ///
+    /// Cancel-safe: a batch that was taken commits all the same.
+    pub async fn write(&self, mut write: Write) -> Result<Seq, Unwritten> {
+        let deadline = write.deadline;
+        let ticket = match tokio::time::timeout_at(deadline, self.take(&mut write)).await {
+            Ok(ticket) => ticket?,
+            Err(_) => return Err(Unwritten::Late),
+        };
+        let seq = ticket.seq;
+        if write.durability == Durability::Memory {
+            return Ok(seq);
+        }
+        match tokio::time::timeout_at(deadline, ticket.outcome()).await {
+            Ok(Outcome::Durable) => Ok(seq),
+            Ok(Outcome::NotApplied) => Err(Unwritten::Ended(self.end())),
+            Ok(Outcome::Unknown | Outcome::Pending) | Err(_) => Err(Unwritten::Unknown),
+        }
+    }
+
+    async fn take(&self, write: &mut Write) -> Result<Ticket, Unwritten> {
+        match pressure(&self.front.load(), &self.limits) {
+            Pressure::None => {}
+            Pressure::Delay(delay) => tokio::time::sleep(delay).await,
+            refusal @ (Pressure::Unflushed | Pressure::L0Full) => {
+                return Err(Unwritten::Overloaded(refusal));
+            }
+        }
+        let mut reads = 0;
+        loop {
+            let known = match &write.condition {
+                Some(condition) => Some(self.read(condition).await.map_err(Unwritten::Failed)?),
+                None => None,
+            };
+            let room = self.front.room();
+            match self.front.submit(&mut write.ops, known.as_ref()) {
+                Ok(ticket) => return Ok(ticket),
+                Err(Refusal::Full) => room.await,
+                Err(Refusal::Reread) if reads < CONDITION_READS_MAX => reads += 1,
+                Err(Refusal::Reread) => return Err(Unwritten::Overloaded(Pressure::Unflushed)),
+                Err(Refusal::Failed { etag, decided_at }) => {
+                    return Err(self.failed_condition(etag, decided_at).await);
+                }
+                Err(Refusal::Ended(end)) => return Err(Unwritten::Ended(end)),
+            }
+        }
+    }
+
+    /// W5: a failed condition is answered only once what decided it is durable.
+    async fn failed_condition(&self, etag: Option<Seq>, decided_at: Seq) -> Unwritten {
+        if !planted("condition_answered_before_durable") {
+            let progress = self.wait_for(|progress| progress.durable >= decided_at).await;
+            if progress.durable < decided_at {
+                return Unwritten::Ended(progress.end.unwrap_or(End::Failed));
+            }
+        }
+        match self.lease.ensure().await {
+            Ok(()) => Unwritten::Precondition(etag),
+            Err(error) => Unwritten::Failed(error),
+        }
+    }
+
+    async fn read<'a>(&self, condition: &'a Condition) -> Result<Known<'a>, Error> {
+        let now_ms = self.env.clock.wall_ms();
+        loop {
+            let view = self.front.memory_view();
+            match view.get(&condition.key, now_ms).await {
+                Ok(found) => {
+                    let etag = found.map(|found| found.seq);
+                    return Ok(Known { condition, etag, seq: view.seq, now_ms });
+                }
+                // An object of this view is gone: wait for the tree that replaced it.
+                Err(Error::NotFound(_)) => self.newer_tree(&view).await?,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Waits until views show another tree than `view` does; the lease's poll brings it.
+    ///
+    /// Errors: `NotFound` where none comes: an object that CURRENT's manifest names is missing.
+    pub async fn newer_tree(&self, view: &View) -> Result<(), Error> {
+        let version = view.tree.manifest.id.version;
+        let mut waited = Duration::ZERO;
+        let pause = self.lease.duration() / 8;
+        while self.front.tree().manifest.id.version == version {
+            if waited >= self.lease.duration() {
+                let what = format!("an object that manifest {version} names");
+                return Err(Error::NotFound(what));
+            }
+            tokio::time::sleep(pause).await;
+            waited += pause;
+        }
+        Ok(())
+    }
+
+    /// A view of everything that was acknowledged before the call, and of nothing that is not
+    /// durable. Errors: `Fenced`, `Closed`; passing ones where the lease cannot be renewed.
+    pub async fn durable_view(&self) -> Result<Arc<View>, Error> {
+        self.lease.ensure().await?;
+        Ok(self.front.view())
+    }
+
+    /// A view that also has what is only in memory.
+    pub async fn memory_view(&self) -> Result<Arc<View>, Error> {
+        self.lease.ensure().await?;
+        Ok(Arc::new(self.front.memory_view()))
+    }
+
+    /// Moves everything that was taken so far into L0; returns the seq up to which it is there.
+    pub async fn flush(&self) -> Result<Seq, End> {
+        let target = self.front.request_flush();
+        let progress = self.wait_for(|progress| progress.flushed >= target).await;
+        if progress.flushed >= target {
+            return Ok(progress.flushed);
+        }
+        Err(progress.end.unwrap_or(End::Failed))
+    }
+
+    /// Waits until `reached`, or until the front has ended.
+    pub async fn wait_for(&self, reached: impl Fn(&Progress) -> bool) -> Progress {
+        let mut progress = self.front.progress();
+        match progress.wait_for(|now| reached(now) || now.end.is_some()).await {
+            Ok(now) => *now,
+            Err(_) => Progress { end: Some(End::Failed), ..Progress::default() },
+        }
+    }
+
+    fn end(&self) -> End {
+        self.front.progress().borrow().end.unwrap_or(End::Failed)
+    }
+}

@@ -1,0 +1,127 @@
+//! Waiting for the writer's role: a second writer takes over when the active one has closed, or
+//! has been silent for a while. A wrong guess is harmless; this only avoids needless takeovers.
+
+use std::fmt::Debug;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use cairn_common::env::Env;
+use cairn_common::error::{Error, Result};
+use cairn_common::store::manifest::{Manifests, Snapshot};
+use cairn_common::types::Epoch;
+
+/// How often a standby asks the active writer; free of store requests.
+const ASK_INTERVAL: Duration = Duration::from_millis(100);
+/// How often a standby reads CURRENT while the active writer is well.
+const CURRENT_INTERVAL: Duration = Duration::from_secs(2);
+
+/// When a starting writer takes over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TakeoverWhen {
+    /// When the active writer has closed or is silent.
+    IfDead,
+    /// At once.
+    Now,
+}
+
+/// What the active writer says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// It holds the epoch and serves, or will.
+    Active,
+    /// It is stopping: CURRENT will soon say that it is closed.
+    Leaving,
+    /// Nothing that holds the epoch answers at the address.
+    Silent,
+}
+
+/// A way to ask the active writer.
+#[async_trait]
+pub trait Peers: Debug + Send + Sync {
+    /// Asks whoever answers at `url` whether it is the writer of `epoch`, within a short time.
+    async fn ask(&self, url: &str, epoch: Epoch) -> Answer;
+}
+
+/// What a standby waits with.
+#[derive(Debug)]
+pub struct Standby<'a> {
+    /// The environment.
+    pub env: &'a Env,
+    /// CURRENT and manifests.
+    pub manifests: &'a Manifests,
+    /// A way to ask the active writer.
+    pub peers: &'a dyn Peers,
+    /// Silence after which the active writer counts as dead; jittered upwards by a quarter.
+    pub takeover_after: Duration,
+    /// Our own address: a writer that is named there is an earlier life of ours.
+    pub url: Option<String>,
+}
+
+impl Standby<'_> {
+    /// Makes the database where there is none; returns when the role is free to take.
+    ///
+    /// Calls `waiting` once, before the first wait. Costs a conditional GET every two seconds.
+    /// Errors: those of a damaged root; an unavailable store is waited for.
+    pub async fn wait(&self, mut waiting: impl FnMut(&str)) -> Result<Snapshot> {
+        let patience = self.takeover_after.mul_f64(1.0 + self.env.random.unit() / 4.0);
+        let mut snapshot = self.create().await?;
+        let mut read_at = self.env.clock.boot();
+        let mut heard_at = read_at;
+        let mut heard_epoch = snapshot.current.writer.epoch;
+        loop {
+            let writer = &snapshot.current.writer;
+            let url = match &writer.url {
+                Some(url) if !writer.closed && self.url.as_ref() != Some(url) => url.clone(),
+                _ => return Ok(snapshot),
+            };
+            if writer.epoch != heard_epoch {
+                heard_epoch = writer.epoch;
+                heard_at = self.env.clock.boot();
+            }
+            let answer = self.peers.ask(&url, writer.epoch).await;
+            let now = self.env.clock.boot();
+            if answer == Answer::Active {
+                heard_at = now;
+                waiting(&url);
+            }
+            let silent = now.saturating_sub(heard_at) >= patience;
+            // Before it takes over, and while the writer leaves, only CURRENT's word counts.
+            if silent || answer != Answer::Active || now.saturating_sub(read_at) >= CURRENT_INTERVAL
+            {
+                read_at = now;
+                let epoch = writer.epoch;
+                snapshot = self.refresh(snapshot).await?;
+                if silent && snapshot.current.writer.epoch == epoch {
+                    tracing::warn!(%url, %epoch, "the active writer is silent: taking over");
+                    return Ok(snapshot);
+                }
+            }
+            tokio::time::sleep(ASK_INTERVAL).await;
+        }
+    }
+
+    /// What is there, made where the root is empty; waits while the store is unavailable.
+    pub async fn create(&self) -> Result<Snapshot> {
+        loop {
+            match self.manifests.create().await {
+                Err(error @ (Error::Unavailable(_) | Error::Indeterminate(_))) => {
+                    tracing::warn!(%error, "cannot reach the store; trying again");
+                    tokio::time::sleep(ASK_INTERVAL).await;
+                }
+                settled => return settled,
+            }
+        }
+    }
+
+    async fn refresh(&self, known: Snapshot) -> Result<Snapshot> {
+        match self.manifests.refresh(&known).await {
+            Ok(changed) => Ok(changed.unwrap_or(known)),
+            Err(error @ (Error::Unavailable(_) | Error::Indeterminate(_))) => {
+                tracing::warn!(%error, "cannot read CURRENT; trying again");
+                Ok(known)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
