@@ -3,12 +3,15 @@
 pub mod answer;
 mod backoff;
 pub mod cache;
+pub mod claim;
+pub mod commit;
 mod create;
 pub mod follow;
 pub mod local;
 pub mod manifest;
 pub mod metrics;
 pub mod object;
+mod pause;
 pub mod probe;
 pub mod sst;
 pub mod upload;

@@ -1,0 +1,132 @@
+//! Claiming a role: PROTOCOL T1.
+//!
+//! **Invariants**
+//! - A claim changes CURRENT alone and writes no body; it is settled by its uuid.
+//! - What the claim replaced is the body that was read before the swap that landed: a swap is
+//!   conditional, so no other can have come between.
+
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::manifest::{Manifests, Snapshot, parse_current};
+use super::object::Version;
+use super::pause::Pause;
+use crate::error::{Error, Result};
+use crate::format::current::{Claimant, Current};
+use crate::format::path::Object;
+use crate::types::{Epoch, Role};
+
+/// Who claims a role.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    /// The role.
+    pub role: Role,
+    /// The process.
+    pub uuid: Uuid,
+    /// Where it answers.
+    pub url: Option<String>,
+    /// The read lease that the claimer wants (writers).
+    pub lease: Duration,
+}
+
+/// A claim that is certain.
+#[derive(Clone, Debug)]
+pub struct Claimed {
+    /// The epoch that is ours now.
+    pub epoch: Epoch,
+    /// What CURRENT says since.
+    pub snapshot: Snapshot,
+    /// The body that the claim replaced: its lease and `closed` decide the hold.
+    pub replaced: Current,
+    /// Boot time at the receipt of the answer that proved the claim.
+    pub proven_at: Duration,
+}
+
+impl Manifests {
+    /// Claims a role: PROTOCOL T1. Goes on until it is certain; the store may be away for long.
+    ///
+    /// Not cancel-safe: dropped halfway, the claim may land and fence the holder.
+    pub async fn claim(&self, claim: &Claim) -> Result<Claimed> {
+        let mut pause = Pause::new();
+        let mut replaced: Option<Current> = None;
+        loop {
+            let (bytes, version) = match self.bucket.get_versioned(&Object::Current).await {
+                Ok(found) => found,
+                Err(error @ (Error::Unavailable(_) | Error::Indeterminate(_))) => {
+                    pause.wait(&self.env, &error).await;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let proven_at = self.env.clock.boot();
+            let current = parse_current(&bytes)?;
+            if let (Some(replaced), true) = (&replaced, claim.is_held_in(&current)) {
+                let replaced = replaced.clone();
+                return self.claimed(claim, current, version, replaced, proven_at).await;
+            }
+            let next = claim.apply(&current, self.env.random.uuid());
+            replaced = Some(current.clone());
+            match self.bucket.swap(&Object::Current, next.encode(), &version).await {
+                Ok(version) => {
+                    let proven_at = self.env.clock.boot();
+                    return self.claimed(claim, next, version, current, proven_at).await;
+                }
+                Err(Error::Conflict(_)) => {}
+                Err(error @ (Error::Unavailable(_) | Error::Indeterminate(_))) => {
+                    pause.wait(&self.env, &error).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn claimed(
+        &self,
+        claim: &Claim,
+        current: Current,
+        version: Version,
+        replaced: Current,
+        proven_at: Duration,
+    ) -> Result<Claimed> {
+        let epoch = claim.epoch_in(&current);
+        let mut pause = Pause::new();
+        let snapshot = loop {
+            match self.follow(current.clone(), version.clone()).await {
+                Ok(snapshot) => break snapshot,
+                Err(error @ (Error::Unavailable(_) | Error::Indeterminate(_))) => {
+                    pause.wait(&self.env, &error).await;
+                }
+                Err(error) => return Err(error),
+            }
+        };
+        Ok(Claimed { epoch, snapshot, replaced, proven_at })
+    }
+}
+
+impl Claim {
+    fn epoch_in(&self, current: &Current) -> Epoch {
+        match self.role {
+            Role::Writer => current.writer.epoch,
+            Role::Compactor => current.compactor.epoch,
+        }
+    }
+
+    fn is_held_in(&self, current: &Current) -> bool {
+        match self.role {
+            Role::Writer => current.writer.uuid == self.uuid,
+            Role::Compactor => current.compactor.uuid == self.uuid,
+        }
+    }
+
+    fn apply(&self, current: &Current, nonce: Uuid) -> Current {
+        let claimant = Claimant { uuid: self.uuid, url: self.url.clone() };
+        match self.role {
+            Role::Writer => {
+                let lease_ms = u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX);
+                current.claimed_by_writer(claimant, lease_ms, nonce)
+            }
+            Role::Compactor => current.claimed_by_compactor(claimant, nonce),
+        }
+    }
+}
