@@ -6,7 +6,7 @@
 //!   reached. Everything that is not certain is `Indeterminate`.
 //! - A read changes nothing, so a read that failed is `Unavailable`.
 //!
-//! **Traps** (object_store 0.14)
+//! **Traps** (`object_store` 0.14)
 //! - A 409 is reported as `AlreadyExists`, also where S3 means `ConditionalRequestConflict` (two
 //!   conditional writes met, the outcome of neither is told). The wire keeps the status and the
 //!   code, see [`Refusal`], and this 409 is `Indeterminate`.
@@ -142,7 +142,7 @@ impl Refusal {
             (416, Act::Read) => Failed::futile(Error::corrupt(what, "the object is too short")),
             // SUBTLE: either another conditional write won and ours did nothing, or a duplicate of
             // ours won. The caller reads back.
-            (408 | 409, _) | (500.., _) => Failed::transient(undecided(act, what, self)),
+            (408 | 409 | 500.., _) => Failed::transient(undecided(act, what, self)),
             _ => Failed::futile(Error::unavailable(what, self)),
         }
     }

@@ -13,8 +13,9 @@ use bytes::Bytes;
 use object_store::PutMode;
 
 use super::answer::Failed;
+use super::attempt::Call;
 use super::metrics::Operation;
-use super::object::{Bucket, Call, Hedge};
+use super::object::{Bucket, Hedge};
 use crate::format::path::{Object, ObjectKind};
 use crate::{Error, Result};
 

@@ -1,12 +1,14 @@
 //! Where bytes are: the only importer of `object_store` and `foyer`.
 
 pub mod answer;
+mod attempt;
 mod backoff;
 pub mod cache;
 pub mod claim;
 pub mod commit;
 mod create;
 pub mod follow;
+mod listing;
 pub mod local;
 pub mod manifest;
 pub mod metrics;

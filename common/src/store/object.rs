@@ -10,31 +10,27 @@
 //! Futures may be dropped at any time; a write then has an unknown outcome.
 
 use std::fmt;
-use std::future::Future;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::StreamExt;
 use object_store::path::Path;
 use object_store::{
     GetOptions, GetRange, GetResult, ObjectStore, PutMode, PutOptions, PutPayload, UpdateVersion,
 };
 
-use super::answer::{Act, Again, Failed, judge};
-use super::backoff::Backoff;
+use super::answer::{Again, Failed};
+use super::attempt::Call;
 use super::create::Latencies;
-use super::metrics::{Ended, Operation, Prices, Sample, StoreMetrics};
+pub use super::listing::Listed;
+use super::metrics::{Operation, Prices, StoreMetrics};
 use super::upload::Upload;
 use super::url;
 use crate::env::Env;
-use crate::format::path::{Object, ObjectKind};
+use crate::format::path::Object;
 use crate::{Error, Result};
-
-/// Objects that one request to delete names: S3's bound.
-const DELETE_BATCH: usize = 1_000;
 
 /// How patient and how eager a bucket is.
 #[derive(Clone, Debug)]
@@ -92,17 +88,6 @@ pub struct Version {
     generation: Option<String>,
 }
 
-/// One object of a listing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Listed {
-    /// Its name.
-    pub object: Object,
-    /// Its size.
-    pub bytes: u64,
-    /// When it was written, by the store's clock, in Unix milliseconds.
-    pub modified_ms: u64,
-}
-
 /// The objects of one database in an object store. A cheap handle.
 #[derive(Clone)]
 pub struct Bucket {
@@ -117,31 +102,6 @@ struct Shared {
     env: Env,
     metrics: StoreMetrics,
     wal_creates: Latencies,
-}
-
-/// One attempt: what it does, and to what.
-#[derive(Clone, Copy)]
-pub(super) struct Call<'a> {
-    pub(super) operation: Operation,
-    pub(super) kind: ObjectKind,
-    pub(super) name: &'a (dyn fmt::Display + Sync),
-}
-
-impl<'a> Call<'a> {
-    pub(super) fn new(operation: Operation, object: &'a Object) -> Self {
-        Self { operation, kind: object.kind(), name: object }
-    }
-
-    pub(super) fn what(&self) -> String {
-        format!("{} {}", self.operation.name(), self.name)
-    }
-
-    fn act(&self) -> Act {
-        match self.operation {
-            Operation::Get | Operation::List => Act::Read,
-            _ => Act::Write,
-        }
-    }
 }
 
 impl Bucket {
@@ -163,6 +123,9 @@ impl Bucket {
     }
 
     /// A bucket over any store, for tests: objects live under `root`, hedging is as set.
+    ///
+    /// # Errors
+    /// `Invalid` where the root cannot be a name.
     pub fn new(
         store: Arc<dyn ObjectStore>,
         root: &str,
@@ -195,6 +158,10 @@ impl Bucket {
         &self.shared.store
     }
 
+    pub(super) fn root(&self) -> &Path {
+        &self.shared.root
+    }
+
     pub(super) fn settings(&self) -> &StoreSettings {
         &self.shared.settings
     }
@@ -215,8 +182,7 @@ impl Bucket {
     pub async fn check(&self) -> Result<()> {
         let call = Call::new(Operation::Get, &Object::Current);
         match self.fetch(call, &Object::Current, GetOptions::default()).await {
-            Ok(_) => Ok(()),
-            Err(Failed { error: Error::NotFound(_), .. }) => Ok(()),
+            Ok(_) | Err(Failed { error: Error::NotFound(_), .. }) => Ok(()),
             Err(Failed { error, again: Again::Futile }) => Err(Error::Invalid(format!(
                 "the store {} cannot be used: {error}. Check that the bucket exists, and the \
                  region, the endpoint and the credentials in the environment",
@@ -282,16 +248,11 @@ impl Bucket {
             };
             match self.fetch(call, object, options).await {
                 Ok((bytes, _)) if u64::try_from(bytes.len()) == Ok(want) => Ok(bytes),
-                Ok(_) => Err(self.short(call, &range)),
+                Ok(_) => Err(short(call, &range)),
                 Err(failed) => Err(self.failed_or_short(call, object, &range, failed).await),
             }
         };
         self.retry(attempt).await
-    }
-
-    fn short(&self, call: Call<'_>, range: &Range<u64>) -> Failed {
-        let cause = format!("the object ends before byte {} of the range {range:?}", range.end);
-        Failed::futile(Error::corrupt(call.what(), cause))
     }
 
     /// Tells an object that is too short from a store that is in trouble: only HTTP stores say
@@ -311,7 +272,7 @@ impl Bucket {
         let head = self.shared.store.get_opts(&path, options);
         let settings = self.settings();
         match self.attempt(call, settings.attempt_timeout, head).await {
-            Ok(result) if result.meta.size < range.end => self.short(call, range),
+            Ok(result) if result.meta.size < range.end => short(call, range),
             _ => failed,
         }
     }
@@ -370,100 +331,6 @@ impl Bucket {
         Upload::new(self.clone(), *object)
     }
 
-    /// Every object of a kind, in no particular order. One LIST per thousand; names that are not
-    /// ours are left out.
-    ///
-    /// # Errors
-    /// `Unavailable`.
-    pub async fn list(&self, kind: ObjectKind) -> Result<Vec<Listed>> {
-        self.retry(|| self.list_once(kind)).await
-    }
-
-    async fn list_once(&self, kind: ObjectKind) -> Result<Vec<Listed>, Failed> {
-        let call = Call { operation: Operation::List, kind, name: &kind.name() };
-        let timeout = self.settings().attempt_timeout;
-        if kind == ObjectKind::Current {
-            let page = self.shared.store.list_with_delimiter(Some(&self.shared.root));
-            let page = self.attempt(call, timeout, page).await?;
-            let listed = page.objects.iter().filter_map(|meta| self.listed(meta, kind));
-            return Ok(listed.collect());
-        }
-        let prefix = self.shared.root.clone().join(kind.name());
-        let mut stream = self.shared.store.list(Some(&prefix));
-        let mut listed = Vec::new();
-        let mut pages = 0;
-        loop {
-            // Entries of a page that is here already come at once: only pages are requests.
-            let next = async { stream.next().await.transpose() };
-            let next = if listed.len() >= pages * DELETE_BATCH {
-                pages += 1;
-                self.attempt(call, timeout, next).await?
-            } else {
-                self.within(call, timeout, next).await?
-            };
-            match next {
-                Some(meta) => listed.extend(self.listed(&meta, kind)),
-                None => return Ok(listed),
-            }
-        }
-    }
-
-    fn listed(&self, meta: &object_store::ObjectMeta, kind: ObjectKind) -> Option<Listed> {
-        let name = match self.shared.root.as_ref() {
-            "" => meta.location.as_ref(),
-            root => meta.location.as_ref().strip_prefix(root)?.strip_prefix('/')?,
-        };
-        let object = Object::parse(name).filter(|object| object.kind() == kind)?;
-        let modified_ms = u64::try_from(meta.last_modified.timestamp_millis()).unwrap_or(0);
-        Some(Listed { object, bytes: meta.size, modified_ms })
-    }
-
-    /// The name of any object under the root, ours or not; `None` where the root is empty. One
-    /// LIST.
-    ///
-    /// # Errors
-    /// `Unavailable`.
-    pub async fn any_object(&self) -> Result<Option<String>> {
-        let name = &"the root";
-        let call = Call { operation: Operation::List, kind: ObjectKind::Current, name };
-        let attempt = || async {
-            let mut stream = self.shared.store.list(Some(&self.shared.root));
-            let first = async { stream.next().await.transpose() };
-            self.attempt(call, self.settings().attempt_timeout, first).await
-        };
-        Ok(self.retry(attempt).await?.map(|meta| meta.location.to_string()))
-    }
-
-    /// Deletes objects; one that is not there is deleted. One request per thousand where the store
-    /// can, else one each.
-    ///
-    /// # Errors
-    /// `Unavailable`, `Indeterminate`: some may be deleted and others not.
-    pub async fn delete(&self, objects: &[Object]) -> Result<()> {
-        for batch in objects.chunks(DELETE_BATCH) {
-            self.retry(|| self.delete_once(batch)).await?;
-        }
-        Ok(())
-    }
-
-    async fn delete_once(&self, batch: &[Object]) -> Result<(), Failed> {
-        let Some(first) = batch.first() else { return Ok(()) };
-        let call = Call::new(Operation::Delete, first);
-        let paths: Vec<_> = batch.iter().map(|object| Ok(self.path(object))).collect();
-        let mut stream = self.shared.store.delete_stream(futures::stream::iter(paths).boxed());
-        let deleted = async {
-            let mut failure = Ok(());
-            while let Some(answer) = stream.next().await {
-                match answer {
-                    Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
-                    Err(error) => failure = Err(error),
-                }
-            }
-            failure
-        };
-        self.attempt(call, self.settings().attempt_timeout * 2, deleted).await
-    }
-
     /// One conditional or unconditional PUT.
     pub(super) async fn write(
         &self,
@@ -520,85 +387,11 @@ impl Bucket {
     pub(super) fn path(&self, object: &Object) -> Path {
         Path::from(format!("{}/{object}", self.shared.root))
     }
+}
 
-    /// How long an attempt that carries so many bytes may take.
-    pub(super) fn attempt_timeout(&self, bytes: usize) -> Duration {
-        let settings = self.settings();
-        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
-        let seconds = bytes / settings.bytes_per_second_min.max(1);
-        settings.attempt_timeout + Duration::from_secs(seconds)
-    }
-
-    /// One request: within its time, counted, and its answer judged.
-    pub(super) async fn attempt<T>(
-        &self,
-        call: Call<'_>,
-        limit: Duration,
-        work: impl Future<Output = object_store::Result<T>>,
-    ) -> Result<T, Failed> {
-        let started = self.env().clock.boot();
-        let answer = self.within(call, limit, work).await;
-        let ended = match &answer {
-            Ok(_) => Ended::Answered,
-            Err(Failed { error: Error::NotFound(_) | Error::Conflict(_), .. }) => Ended::Answered,
-            Err(_) => Ended::Failed,
-        };
-        let took = self.env().clock.boot().saturating_sub(started);
-        let Call { operation, kind, .. } = call;
-        self.metrics().record(&Sample { operation, kind, took, ended });
-        answer
-    }
-
-    /// Work on a request within a time, its answer judged.
-    async fn within<T>(
-        &self,
-        call: Call<'_>,
-        limit: Duration,
-        work: impl Future<Output = object_store::Result<T>>,
-    ) -> Result<T, Failed> {
-        match tokio::time::timeout(limit, work).await {
-            Ok(answer) => answer
-                .map_err(|error| judge(call.act(), &call.name.to_string(), call.what(), error)),
-            Err(_) => Err(Failed::timed_out(call.act(), call.what())),
-        }
-    }
-
-    /// Tries again after everything that may pass: for what may be done twice.
-    pub(super) async fn retry<T, F>(&self, mut attempt: impl FnMut() -> F) -> Result<T>
-    where
-        F: Future<Output = Result<T, Failed>>,
-    {
-        let mut backoff = Backoff::new(self.env(), self.settings());
-        loop {
-            match attempt().await {
-                Ok(value) => return Ok(value),
-                Err(Failed { again: Again::Worthwhile, error }) => {
-                    if !backoff.pause().await {
-                        return Err(error);
-                    }
-                    self.metrics().retried();
-                }
-                Err(Failed { again: Again::Futile, error }) => return Err(error),
-            }
-        }
-    }
-
-    /// Tries again only after attempts that certainly did nothing.
-    pub(super) async fn retry_certain<T, F>(&self, mut attempt: impl FnMut() -> F) -> Result<T>
-    where
-        F: Future<Output = Result<T, Failed>>,
-    {
-        self.retry(|| {
-            let attempt = attempt();
-            async {
-                attempt.await.map_err(|failed| match failed.error {
-                    Error::Unavailable(_) => failed,
-                    error => Failed::futile(error),
-                })
-            }
-        })
-        .await
-    }
+fn short(call: Call<'_>, range: &Range<u64>) -> Failed {
+    let cause = format!("the object ends before byte {} of the range {range:?}", range.end);
+    Failed::futile(Error::corrupt(call.what(), cause))
 }
 
 fn version_of(result: &GetResult) -> Version {
@@ -613,6 +406,7 @@ impl fmt::Debug for Bucket {
 
 #[cfg(test)]
 mod tests {
+    use crate::format::path::ObjectKind;
     use object_store::memory::InMemory;
 
     use super::*;

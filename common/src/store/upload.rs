@@ -19,8 +19,9 @@ use object_store::retry::{RetryContext, RetryPolicy};
 use object_store::{MultipartUpload, PutMultipartOptions, PutPayload};
 
 use super::answer::Failed;
+use super::attempt::Call;
 use super::metrics::Operation;
-use super::object::{Bucket, Call};
+use super::object::Bucket;
 use crate::format::path::Object;
 use crate::{Error, Result};
 

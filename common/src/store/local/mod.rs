@@ -26,8 +26,9 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta,
-    ObjectStore, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+    Attributes, CopyOptions, Extensions, GetOptions, GetResult, GetResultPayload, ListResult,
+    MultipartUpload, ObjectMeta, ObjectStore, PutMode, PutMultipartOptions, PutOptions, PutPayload,
+    PutResult, Result,
 };
 
 use self::files::Files;
@@ -98,7 +99,7 @@ impl ObjectStore for LocalDirectory {
                 }
             })
             .await?;
-        Ok(PutResult { e_tag: Some(e_tag), version: None, extensions: Default::default() })
+        Ok(PutResult { e_tag: Some(e_tag), version: None, extensions: Extensions::default() })
     }
 
     async fn put_multipart_opts(
@@ -122,8 +123,8 @@ impl ObjectStore for LocalDirectory {
             payload: GetResultPayload::Stream(bytes.boxed()),
             meta: read.meta,
             range: read.range,
-            attributes: Default::default(),
-            extensions: Default::default(),
+            attributes: Attributes::default(),
+            extensions: Extensions::default(),
         })
     }
 
@@ -167,7 +168,7 @@ impl ObjectStore for LocalDirectory {
         let prefix = prefix.cloned().unwrap_or_default();
         let (objects, common_prefixes) =
             self.blocking(move |files| files.list_one_level(&prefix)).await?;
-        Ok(ListResult { objects, common_prefixes, extensions: Default::default() })
+        Ok(ListResult { objects, common_prefixes, extensions: Extensions::default() })
     }
 
     async fn copy_opts(&self, _from: &Path, _to: &Path, _options: CopyOptions) -> Result<()> {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use object_store::{MultipartUpload, PutPayload, PutResult, Result, UploadPart};
+use object_store::{Extensions, MultipartUpload, PutPayload, PutResult, Result, UploadPart};
 
 use super::LocalDirectory;
 use super::files::Staged;
@@ -58,7 +58,7 @@ impl MultipartUpload for LocalUpload {
                 staged.put_in_place()
             })
             .await?;
-        Ok(PutResult { e_tag: None, version: None, extensions: Default::default() })
+        Ok(PutResult { e_tag: None, version: None, extensions: Extensions::default() })
     }
 
     async fn abort(&mut self) -> Result<()> {

@@ -1,0 +1,123 @@
+//! Verbs that touch many objects: listing and deleting.
+
+use futures::StreamExt;
+use object_store::ObjectMeta;
+
+use super::answer::Failed;
+use super::attempt::Call;
+use super::metrics::Operation;
+use super::object::Bucket;
+use crate::Result;
+use crate::format::path::{Object, ObjectKind};
+
+/// Objects of one page of a listing, with every store but a directory.
+const PAGE_OBJECTS: usize = 1_000;
+/// Objects that one request to delete names: S3's bound.
+const DELETE_BATCH: usize = 1_000;
+
+/// One object of a listing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Its name.
+    pub object: Object,
+    /// Its size.
+    pub bytes: u64,
+    /// When it was written, by the store's clock, in Unix milliseconds.
+    pub modified_ms: u64,
+}
+
+impl Bucket {
+    /// Every object of a kind, in no particular order. One LIST per thousand; names that are not
+    /// ours are left out.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub async fn list(&self, kind: ObjectKind) -> Result<Vec<Listed>> {
+        self.retry(|| self.list_once(kind)).await
+    }
+
+    async fn list_once(&self, kind: ObjectKind) -> Result<Vec<Listed>, Failed> {
+        let call = Call { operation: Operation::List, kind, name: &kind.name() };
+        let timeout = self.settings().attempt_timeout;
+        if kind == ObjectKind::Current {
+            let page = self.store().list_with_delimiter(Some(self.root()));
+            let page = self.attempt(call, timeout, page).await?;
+            let listed = page.objects.iter().filter_map(|meta| self.listed(meta, kind));
+            return Ok(listed.collect());
+        }
+        let prefix = self.root().clone().join(kind.name());
+        let mut stream = self.store().list(Some(&prefix));
+        let mut listed = Vec::new();
+        let mut pages = 0;
+        loop {
+            // Entries of a page that is here already come at once: only pages are requests.
+            let next = async { stream.next().await.transpose() };
+            let next = if listed.len() >= pages * PAGE_OBJECTS {
+                pages += 1;
+                self.attempt(call, timeout, next).await?
+            } else {
+                self.within(call, timeout, next).await?
+            };
+            match next {
+                Some(meta) => listed.extend(self.listed(&meta, kind)),
+                None => return Ok(listed),
+            }
+        }
+    }
+
+    fn listed(&self, meta: &ObjectMeta, kind: ObjectKind) -> Option<Listed> {
+        let name = match self.root().as_ref() {
+            "" => meta.location.as_ref(),
+            root => meta.location.as_ref().strip_prefix(root)?.strip_prefix('/')?,
+        };
+        let object = Object::parse(name).filter(|object| object.kind() == kind)?;
+        let modified_ms = u64::try_from(meta.last_modified.timestamp_millis()).unwrap_or(0);
+        Some(Listed { object, bytes: meta.size, modified_ms })
+    }
+
+    /// The name of any object under the root, ours or not; `None` where the root is empty. One
+    /// LIST.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub async fn any_object(&self) -> Result<Option<String>> {
+        let name = &"the root";
+        let call = Call { operation: Operation::List, kind: ObjectKind::Current, name };
+        let attempt = || async {
+            let mut stream = self.store().list(Some(self.root()));
+            let first = async { stream.next().await.transpose() };
+            self.attempt(call, self.settings().attempt_timeout, first).await
+        };
+        Ok(self.retry(attempt).await?.map(|meta| meta.location.to_string()))
+    }
+
+    /// Deletes objects; one that is not there is deleted. One request per thousand where the store
+    /// can, else one each.
+    ///
+    /// # Errors
+    /// `Unavailable`, `Indeterminate`: some may be deleted and others not.
+    pub async fn delete(&self, objects: &[Object]) -> Result<()> {
+        for batch in objects.chunks(DELETE_BATCH) {
+            self.retry(|| self.delete_once(batch)).await?;
+        }
+        Ok(())
+    }
+
+    async fn delete_once(&self, batch: &[Object]) -> Result<(), Failed> {
+        let Some(first) = batch.first() else { return Ok(()) };
+        let call = Call::new(Operation::Delete, first);
+        let paths: Vec<_> = batch.iter().map(|object| Ok(self.path(object))).collect();
+        let mut stream = self.store().delete_stream(futures::stream::iter(paths).boxed());
+        let deleted = async {
+            let mut failure = Ok(());
+            while let Some(answer) = stream.next().await {
+                match answer {
+                    Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
+                    Err(error) => failure = Err(error),
+                }
+            }
+            failure
+        };
+        self.attempt(call, self.settings().attempt_timeout * 2, deleted).await
+    }
+}
