@@ -1,1 +1,219 @@
-//! Point reads.
+//! Point reads: synchronous and without allocation where everything is at hand.
+//!
+//! **Life of a get.** The key is hashed once. Memtables are probed, then L0, then the runs, newest
+//! first: bounds, filter, index, block. The first value or tombstone ends the walk; operands go on
+//! to their base. At the first source that is not at hand the walk turns into a collection of what
+//! the sources from there on need; all of it is fetched together, and the walk begins anew, with
+//! what was fetched in hand. So a cold get waits once for metadata and once for blocks.
+//!
+//! **Costs.** Nothing is boxed and nothing is spawned. A warm miss does not allocate; a warm hit
+//! allocates at most once (a memtable's or a block's bytes are shared, not copied).
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::held::Held;
+use super::view::View;
+use crate::error::Result;
+use crate::format::block::Block;
+use crate::format::filter::KeyHash;
+use crate::format::sst::SstMeta;
+use crate::lsm::visible::{Found, Resolver};
+use crate::store::sst::{Need, SstHandle};
+use crate::types::{Payload, PayloadRef};
+
+/// Keys of a multi-get that are looked up together: bounds the blocks that it holds.
+const GROUP_KEYS: usize = 128;
+
+/// What a look at what is at hand came to.
+#[derive(Debug)]
+pub enum Answer {
+    /// The key's state.
+    Ready(Option<Found>),
+    /// What must be fetched first.
+    Missing(Missing),
+}
+
+/// What a read needs and is not at hand.
+#[derive(Debug)]
+pub struct Missing(Vec<Need>);
+
+/// One key on its way through the sources.
+struct Walk<'a> {
+    view: &'a View,
+    key: &'a [u8],
+    hash: KeyHash,
+    held: &'a Held,
+    resolver: Resolver,
+    missing: Vec<Need>,
+}
+
+/// What one SST says of a key.
+enum Probe {
+    /// Nothing.
+    Absent,
+    /// It may, in this block.
+    Block(Block),
+    /// It has to be asked again with this at hand.
+    Missing(Need),
+}
+
+impl View {
+    /// The key's state at `now_ms`. Answers without waiting if everything is at hand.
+    ///
+    /// Cancel-safe. A cold get costs one GET for each SST whose metadata is missing and may hold
+    /// the key, and one for each missing block, in two rounds at most unless caches thrash.
+    ///
+    /// # Errors
+    /// `NotFound` where an object was collected: reload the manifest. `Unavailable`. `Corrupt`.
+    pub async fn get(&self, key: &[u8], now_ms: u64) -> Result<Option<Found>> {
+        let mut held = Held::default();
+        loop {
+            match self.look(key, now_ms, &held) {
+                Answer::Ready(found) => return Ok(found),
+                Answer::Missing(missing) => held.supply(&self.tree.ssts, missing.0).await?,
+            }
+        }
+    }
+
+    /// The key's state at `now_ms`, if everything that it takes is at hand.
+    pub fn get_now(&self, key: &[u8], now_ms: u64) -> Answer {
+        self.look(key, now_ms, &Held::default())
+    }
+
+    /// The states of several keys, in their order. What they need is fetched together.
+    ///
+    /// # Errors
+    /// As [`View::get`]; one failure fails all.
+    pub async fn get_many(&self, keys: &[Bytes], now_ms: u64) -> Result<Vec<Option<Found>>> {
+        let mut order: Vec<usize> = (0..keys.len()).collect();
+        order.sort_by(|a, b| keys[*a].cmp(&keys[*b]));
+        let mut found = vec![None; keys.len()];
+        // In the order of keys: a group's keys share blocks, and neighbouring blocks share GETs.
+        for group in order.chunks(GROUP_KEYS) {
+            let mut held = Held::default();
+            let mut open = group.to_vec();
+            while !open.is_empty() {
+                let mut needs = Vec::new();
+                open.retain(|index| match self.look(&keys[*index], now_ms, &held) {
+                    Answer::Ready(state) => {
+                        found[*index] = state;
+                        false
+                    }
+                    Answer::Missing(missing) => {
+                        needs.extend(missing.0);
+                        true
+                    }
+                });
+                if !needs.is_empty() {
+                    held.supply(&self.tree.ssts, needs).await?;
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    fn look(&self, key: &[u8], now_ms: u64, held: &Held) -> Answer {
+        let mut walk = Walk {
+            view: self,
+            key,
+            hash: KeyHash::of(key),
+            held,
+            resolver: Resolver::new(now_ms),
+            missing: Vec::new(),
+        };
+        let _decided = walk.memtables().is_break() || walk.ssts().is_break();
+        if walk.missing.is_empty() {
+            Answer::Ready(walk.resolver.finish())
+        } else {
+            Answer::Missing(Missing(walk.missing))
+        }
+    }
+}
+
+impl Walk<'_> {
+    fn memtables(&mut self) -> ControlFlow<()> {
+        let window = self.view.window();
+        for table in &self.view.memtables {
+            let resolver = &mut self.resolver;
+            table.versions(self.key, window, |entry, payload| {
+                resolver.push(entry, || bytes_of(payload))
+            })?;
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn ssts(&mut self) -> ControlFlow<()> {
+        let tree = &self.view.tree;
+        for sst in &tree.l0 {
+            if sst.may_hold(self.key) {
+                self.sst(sst)?;
+            }
+        }
+        for run in &tree.runs {
+            for sst in run.candidates(self.key) {
+                self.sst(sst)?;
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Asks one SST. `Break`: no older source can say anything that counts.
+    fn sst(&mut self, sst: &Arc<SstHandle>) -> ControlFlow<()> {
+        match self.probe(sst) {
+            Probe::Absent => ControlFlow::Continue(()),
+            Probe::Missing(need) => {
+                self.missing.push(need);
+                ControlFlow::Continue(())
+            }
+            // What is older than something missing cannot be resolved yet; but a base in it ends
+            // the collection.
+            Probe::Block(block) => self.block(&block),
+        }
+    }
+
+    fn probe(&self, sst: &Arc<SstHandle>) -> Probe {
+        match self.held.meta(sst) {
+            Some(meta) => self.probe_with(sst, meta),
+            None => sst
+                .with_meta(|meta| self.probe_with(sst, meta))
+                .unwrap_or_else(|| Probe::Missing(Need::Meta(Arc::clone(sst)))),
+        }
+    }
+
+    fn probe_with(&self, sst: &Arc<SstHandle>, meta: &Arc<SstMeta>) -> Probe {
+        if !meta.may_contain(self.hash) {
+            return Probe::Absent;
+        }
+        let Some(index) = meta.block_for(self.key) else { return Probe::Absent };
+        let block = match self.held.block(sst, index) {
+            Some(block) => Some(block.clone()),
+            None => self.view.tree.ssts.block_now(sst, meta, index),
+        };
+        match block {
+            Some(block) => Probe::Block(block),
+            None => Probe::Missing(Need::Block(Arc::clone(sst), Arc::clone(meta), index)),
+        }
+    }
+
+    fn block(&mut self, block: &Block) -> ControlFlow<()> {
+        let resolver = &mut self.resolver;
+        block.find(self.key, |entry| {
+            resolver.push(entry, || match entry.payload {
+                PayloadRef::Value(bytes) | PayloadRef::Operand { operand: bytes, .. } => {
+                    block.share(bytes)
+                }
+                PayloadRef::Tombstone => Bytes::new(),
+            })
+        })
+    }
+}
+
+fn bytes_of(payload: &Payload) -> Bytes {
+    match payload {
+        Payload::Value(bytes) | Payload::Operand { operand: bytes, .. } => bytes.clone(),
+        Payload::Tombstone => Bytes::new(),
+    }
+}

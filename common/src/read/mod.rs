@@ -2,5 +2,6 @@
 
 pub mod cursor;
 pub mod get;
+mod held;
 pub mod scan;
 pub mod view;

@@ -1,1 +1,282 @@
-//! Scans.
+//! Scans: the live keys of a range, in order, from all sources at once.
+//!
+//! **Invariants**
+//! - A scan answers from its view and at its one `now_ms`, however long it takes.
+//! - Merging is synchronous; a scan waits only where a block or metadata is missing, and then
+//!   fetches for every source that lacks something.
+//! - Memory is bounded by the sources: each holds the blocks of one fetch. Values are shared with
+//!   their block or memtable, not copied.
+
+use bytes::Bytes;
+use futures::future::try_join_all;
+
+use super::cursor::{Course, ReadAhead, RunCursor, Ssts};
+use super::view::View;
+use crate::error::Result;
+use crate::lsm::memtable::MemtableCursor;
+use crate::lsm::merge::{Cursor, Head, Merge, Step};
+use crate::lsm::visible::{Found, Resolver};
+use crate::types::{Direction, Entry, EntryRef, KeyRange, Payload, PayloadRef, Seq};
+
+/// Entries that a scan goes through before it lets other tasks run.
+const STEPS_PER_YIELD: u32 = 4096;
+
+/// A live key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// The key.
+    pub key: Bytes,
+    /// Its value.
+    pub value: Bytes,
+    /// The newest entry that made it so.
+    pub seq: Seq,
+}
+
+/// A scan under way. Dropping it ends it.
+#[derive(Debug)]
+pub struct Scan {
+    merge: Merge<Source>,
+    direction: Direction,
+    resolver: Resolver,
+    group: Group,
+    steps: u32,
+}
+
+/// A source of a scan.
+#[derive(Debug)]
+enum Source {
+    Memtable(MemtableCursor),
+    Ssts(Box<RunCursor>),
+}
+
+/// The key that a scan is at.
+#[derive(Debug, Default)]
+struct Group {
+    key: Vec<u8>,
+    /// The key, where it could be had without a copy.
+    shared_key: Option<Bytes>,
+    stage: Stage,
+    /// Reverse alone: what has come of the key, oldest first, from its last base on.
+    versions: Vec<Entry>,
+    /// The entry that the merge stands on belongs to the next key and was not looked at.
+    held_back: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Stage {
+    /// No key has begun.
+    #[default]
+    Empty,
+    /// Older or newer entries of the key may come.
+    Open,
+    /// What is left of the key does not count.
+    Decided,
+}
+
+/// How far a scan came without waiting.
+enum Progress {
+    Row(Row),
+    NeedInput,
+    Pause,
+    End,
+}
+
+impl View {
+    /// The live keys of a range at `now_ms`. Does nothing yet but to look into memory.
+    pub fn scan(&self, range: &KeyRange, direction: Direction, now_ms: u64) -> Scan {
+        let window = self.window();
+        let tables = self
+            .memtables
+            .iter()
+            .map(|table| Source::Memtable(table.cursor(range, direction, window)));
+        let course = Course { range: range.clone(), direction, read_ahead: ReadAhead::SCAN };
+        let ssts = &self.tree.ssts;
+        let l0 = self.tree.l0.iter().cloned().map(Ssts::One);
+        let runs = self.tree.runs.iter().cloned().map(Ssts::Run);
+        let runs = l0.chain(runs).map(|run| RunCursor::new(ssts, run, course.clone()));
+        let sources = tables.chain(runs.map(|run| Source::Ssts(Box::new(run))));
+        let sources = sources.filter(|source| source.head() != Head::End).collect();
+        Scan {
+            merge: Merge::new(sources, direction),
+            direction,
+            resolver: Resolver::new(now_ms),
+            group: Group::default(),
+            steps: 0,
+        }
+    }
+}
+
+impl Scan {
+    /// The next live key; `None` at the end. Cancel-safe.
+    ///
+    /// # Errors
+    /// `NotFound` where an object was collected: reload the manifest, and go on after the last row
+    /// on a new view. `Unavailable`. `Corrupt`.
+    pub async fn next(&mut self) -> Result<Option<Row>> {
+        loop {
+            match self.next_now() {
+                Progress::Row(row) => return Ok(Some(row)),
+                Progress::End => return Ok(None),
+                Progress::NeedInput => self.feed().await?,
+                Progress::Pause => tokio::task::yield_now().await,
+            }
+        }
+    }
+
+    /// Feeds every source that lacks input.
+    async fn feed(&mut self) -> Result<()> {
+        let hungry = self.merge.cursors_mut().iter_mut().filter_map(|source| match source {
+            Source::Ssts(cursor) if cursor.is_hungry() => Some(cursor.feed()),
+            _ => None,
+        });
+        try_join_all(hungry).await.map(drop)
+    }
+
+    fn next_now(&mut self) -> Progress {
+        loop {
+            if self.group.held_back {
+                self.group.held_back = false;
+            } else {
+                match self.merge.step() {
+                    Step::Entry => {}
+                    Step::NeedInput(_) => return Progress::NeedInput,
+                    Step::End => {
+                        return self.close_group().map_or(Progress::End, Progress::Row);
+                    }
+                }
+            }
+            if let Some(row) = self.take_entry() {
+                return Progress::Row(row);
+            }
+            self.steps += 1;
+            if self.steps == STEPS_PER_YIELD {
+                self.steps = 0;
+                return Progress::Pause;
+            }
+        }
+    }
+
+    /// Takes the entry that the merge stands on; returns the row that is complete by then.
+    fn take_entry(&mut self) -> Option<Row> {
+        let entry = self.merge.entry();
+        let same_key = self.group.stage != Stage::Empty && self.group.key == entry.key;
+        if !same_key {
+            if self.group.stage == Stage::Open {
+                self.group.held_back = true;
+                let row = self.close_group();
+                if row.is_some() {
+                    return row;
+                }
+                self.group.held_back = false;
+            }
+            self.open_group();
+        }
+        if self.group.stage == Stage::Decided {
+            return None;
+        }
+        let source = self.merge.cursor(self.merge.winner());
+        let entry = self.merge.entry();
+        match self.direction {
+            Direction::Forward => {
+                if self.resolver.push(entry, || source.value_bytes()).is_continue() {
+                    return None;
+                }
+                let row = self.close_group();
+                self.group.stage = Stage::Decided;
+                row
+            }
+            Direction::Reverse => {
+                self.group.push(entry, || source.value_bytes());
+                None
+            }
+        }
+    }
+
+    fn open_group(&mut self) {
+        let source = self.merge.cursor(self.merge.winner());
+        let group = &mut self.group;
+        group.key.clear();
+        group.key.extend_from_slice(self.merge.entry().key);
+        group.shared_key = source.shared_key();
+        group.stage = Stage::Open;
+    }
+
+    /// Ends the key that the scan is at; its row, if it is live.
+    fn close_group(&mut self) -> Option<Row> {
+        if self.group.stage != Stage::Open {
+            return None;
+        }
+        self.group.stage = Stage::Empty;
+        for version in self.group.versions.drain(..).rev() {
+            let bytes = || match &version.payload {
+                Payload::Value(bytes) | Payload::Operand { operand: bytes, .. } => bytes.clone(),
+                Payload::Tombstone => Bytes::new(),
+            };
+            if self.resolver.push(version.as_ref(), bytes).is_break() {
+                break;
+            }
+        }
+        let Found { value, seq, .. } = self.resolver.finish()?;
+        let shared_key = self.group.shared_key.take();
+        let key = shared_key.unwrap_or_else(|| Bytes::copy_from_slice(&self.group.key));
+        Some(Row { key, value, seq })
+    }
+}
+
+impl Group {
+    /// Takes a version that is newer than all before it.
+    fn push(&mut self, entry: EntryRef<'_>, bytes: impl FnOnce() -> Bytes) {
+        let payload = match entry.payload {
+            PayloadRef::Value(_) => Payload::Value(bytes()),
+            PayloadRef::Tombstone => Payload::Tombstone,
+            PayloadRef::Operand { op, written_ms, .. } => {
+                Payload::Operand { op, written_ms, operand: bytes() }
+            }
+        };
+        if !matches!(payload, Payload::Operand { .. }) {
+            self.versions.clear();
+        }
+        let EntryRef { seq, expires_ms, .. } = entry;
+        self.versions.push(Entry { key: Bytes::new(), seq, payload, expires_ms });
+    }
+}
+
+impl Source {
+    /// The bytes of the value or operand that the source stands on, shared.
+    fn value_bytes(&self) -> Bytes {
+        match self {
+            Self::Memtable(cursor) => match cursor.entry().map(|entry| &entry.payload) {
+                Some(Payload::Value(bytes) | Payload::Operand { operand: bytes, .. }) => {
+                    bytes.clone()
+                }
+                _ => Bytes::new(),
+            },
+            Self::Ssts(cursor) => cursor.value_bytes(),
+        }
+    }
+
+    /// The key that the source stands on, where it is shared; keys in blocks are not, as they are
+    /// stored without what they have in common.
+    fn shared_key(&self) -> Option<Bytes> {
+        match self {
+            Self::Memtable(cursor) => cursor.entry().map(|entry| entry.key.clone()),
+            Self::Ssts(_) => None,
+        }
+    }
+}
+
+impl Cursor for Source {
+    fn head(&self) -> Head<'_> {
+        match self {
+            Self::Memtable(cursor) => cursor.head(),
+            Self::Ssts(cursor) => cursor.head(),
+        }
+    }
+
+    fn advance(&mut self) {
+        match self {
+            Self::Memtable(cursor) => cursor.advance(),
+            Self::Ssts(cursor) => cursor.advance(),
+        }
+    }
+}

@@ -7,6 +7,7 @@ pub mod cache;
 pub mod claim;
 pub mod commit;
 mod create;
+mod flights;
 pub mod follow;
 mod listing;
 pub mod local;

@@ -100,7 +100,7 @@ struct Shared {
     url: String,
     settings: StoreSettings,
     env: Env,
-    metrics: StoreMetrics,
+    metrics: Arc<StoreMetrics>,
     wal_creates: Latencies,
 }
 
@@ -139,9 +139,29 @@ impl Bucket {
 
     fn assemble(opened: url::Opened, settings: StoreSettings, env: Env) -> Self {
         let url::Opened { store, root, url, prices } = opened;
-        let metrics = StoreMetrics::new(prices);
+        let metrics = Arc::new(StoreMetrics::new(prices));
         let wal_creates = Latencies::default();
         Self { shared: Arc::new(Shared { store, root, url, settings, env, metrics, wal_creates }) }
+    }
+
+    /// The database at another root of the same store; requests count for both together.
+    ///
+    /// # Errors
+    /// `Invalid` where that is no path.
+    pub fn rooted(&self, root: &str) -> Result<Self> {
+        let shared = &*self.shared;
+        let root = Path::parse(root).map_err(|error| Error::Invalid(error.to_string()))?;
+        Ok(Self {
+            shared: Arc::new(Shared {
+                store: Arc::clone(&shared.store),
+                url: format!("{}/{root}", shared.store),
+                root,
+                settings: shared.settings.clone(),
+                env: shared.env.clone(),
+                metrics: Arc::clone(&shared.metrics),
+                wal_creates: Latencies::default(),
+            }),
+        })
     }
 
     /// The URL of the database, for people.

@@ -1,1 +1,0 @@
-//! SSTs in the bucket.
