@@ -137,18 +137,32 @@ impl Source {
         self.findings_where(&self.code, alone, &what)
     }
 
-    /// The modules that the code names with `crate::`, each with its line.
+    /// The top modules of the crate that the production code names, each with its line: by
+    /// `crate::`, or by as many `super::` as lead there.
     pub(super) fn modules_named(&self) -> Vec<(usize, String)> {
+        let to_top = "super::".repeat(self.module_depth());
+        let from_top = ["crate::", to_top.as_str()];
         let mut modules = Vec::new();
-        for (start, path) in self.code.match_indices("crate::") {
-            let line = self.code[..start].matches('\n').count() + 1;
-            let rest = &self.code[start + path.len()..];
-            match rest.strip_prefix('{') {
-                Some(group) => modules.extend(first_names(group).map(|name| (line, name))),
-                None => modules.push((line, first_name(rest))),
+        for (index, line) in self.code.lines().take(self.production_lines()).enumerate() {
+            let offset = line.as_ptr().addr() - self.code.as_ptr().addr();
+            for (start, path) in from_top.iter().flat_map(|path| line.match_indices(path)) {
+                let longer = line[..start].ends_with("super::");
+                let rest = &self.code[offset + start + path.len()..];
+                match rest.strip_prefix('{') {
+                    _ if longer || rest.starts_with("super::") => {}
+                    Some(group) => modules.extend(first_names(group).map(|name| (index + 1, name))),
+                    None => modules.push((index + 1, first_name(rest))),
+                }
             }
         }
         modules
+    }
+
+    /// How many modules lie between the crate and this file's own code, itself included:
+    /// 2 for `common/src/format/sst.rs` and for `common/src/format/block/mod.rs`.
+    fn module_depth(&self) -> usize {
+        let inside = self.path.split_once("src/").map_or(self.path.as_str(), |(_, rest)| rest);
+        inside.trim_end_matches("/mod.rs").split('/').count()
     }
 }
 
@@ -248,8 +262,12 @@ fn comments_and_literals_are_not_code() {
 
 #[test]
 fn groups_of_imports_are_seen_through() {
-    let text = "use crate::types::A;\nuse crate::{\n    b::{c, d},\n    e,\n};\n";
-    let modules: Vec<_> = Source::new("x.rs", text).modules_named();
-    let names: Vec<_> = modules.iter().map(|(line, name)| (*line, name.as_str())).collect();
-    assert_eq!(names, [(1, "types"), (2, "b"), (2, "e")]);
+    let text = "use crate::types::A;\nuse crate::{\n    b::{c, d},\n    e,\n};\n\
+                super::super::f();\n\
+                super::x();\n#[cfg(test)]\nmod tests {\n    use crate::y;\n}\n";
+    for path in ["common/src/format/sst.rs", "common/src/format/block/mod.rs"] {
+        let modules = Source::new(path, text).modules_named();
+        let names: Vec<_> = modules.iter().map(|(line, name)| (*line, name.as_str())).collect();
+        assert_eq!(names, [(1, "types"), (2, "b"), (2, "e"), (6, "f")]);
+    }
 }

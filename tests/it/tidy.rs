@@ -178,14 +178,13 @@ fn allowed_modules(path: &str) -> Option<&'static [&'static str]> {
 
 fn layers_import_leftwards(source: &Source, _: &Tree) -> Vec<Finding> {
     let Some(allowed) = allowed_modules(&source.path) else { return Vec::new() };
-    let uphill = source.findings_in_code("super::super::", "names a module from above its parent");
     let wrong = |module: &String| !allowed.contains(&module.as_str());
-    let sideways = source
+    source
         .modules_named()
         .into_iter()
         .filter(|(_, module)| wrong(module))
-        .map(|(line, module)| source.finding(line, format!("imports rightwards: {module}")));
-    uphill.into_iter().chain(sideways).collect()
+        .map(|(line, module)| source.finding(line, format!("imports rightwards: {module}")))
+        .collect()
 }
 
 fn pure_layers_are_pure(source: &Source, _: &Tree) -> Vec<Finding> {
@@ -322,11 +321,16 @@ fn speaks_of_the_product_alone(source: &Source, _: &Tree) -> Vec<Finding> {
     ALIEN.iter().flat_map(|word| source.findings_in_text(word, "speaks of")).collect()
 }
 
+/// Documents of a repository have names in capitals; others' documents are cited by their paths.
 fn named_documents_exist(source: &Source, tree: &Tree) -> Vec<Finding> {
+    let in_capitals = |name: &str| {
+        let stem = name.trim_end_matches("md").trim_end_matches('.');
+        has_extension(name, "md") && stem.chars().all(|c| c.is_ascii_uppercase() || c == '_')
+    };
     let unknown = |line: &str| {
         let parts = line.split(|c: char| !(c.is_alphanumeric() || "._-/".contains(c)));
-        let mut documents = parts.map(|part| part.trim_end_matches('.'));
-        documents.any(|name| has_extension(name, "md") && !tree.has_file(name))
+        let mut names = parts.map(|part| part.trim_end_matches('.'));
+        names.any(|name| in_capitals(name) && !tree.has_file(name))
     };
     if source.is_rust() || has_extension(&source.path, "md") {
         source.findings_where(&source.text, unknown, "names a document that is not here")
