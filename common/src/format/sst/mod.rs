@@ -46,6 +46,8 @@ mod index;
 mod keys;
 mod meta;
 mod properties;
+#[cfg(test)]
+mod tests;
 mod verify;
 
 use bytes::BufMut;
