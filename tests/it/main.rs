@@ -1,4 +1,6 @@
 //! Tests of the whole, one topic a file.
 
+mod deploy;
+mod manifests;
 mod source;
 mod tidy;
