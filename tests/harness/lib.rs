@@ -1,1 +1,3 @@
 //! What the tests share: model, cluster, faulty store, fake S3.
+
+pub mod forest;

@@ -2,5 +2,6 @@
 
 mod deploy;
 mod manifests;
+mod read;
 mod source;
 mod tidy;

@@ -29,7 +29,7 @@ pub use self::budget::MetaBudget;
 use super::cache::{BlockCache, BlockKey};
 use super::flights::{Flights, Planned, Ticket};
 use super::object::Bucket;
-use crate::env::{Cpu, Env};
+use crate::env::Env;
 use crate::error::{Error, Result};
 use crate::format::Corrupt;
 use crate::format::block::Block;
@@ -126,7 +126,7 @@ pub struct SstStore {
 struct Source {
     bucket: Bucket,
     cache: BlockCache,
-    cpu: Cpu,
+    env: Env,
 }
 
 /// Neighbouring blocks.
@@ -147,7 +147,7 @@ impl SstStore {
     ) -> Self {
         Self {
             database,
-            source: Arc::new(Source { bucket, cache, cpu: env.cpu }),
+            source: Arc::new(Source { bucket, cache, env }),
             budget: Budget::new(budget),
             handles: AtomicU64::new(0),
             metas: Flights::new(),
@@ -329,13 +329,12 @@ impl Source {
             let offset = meta.block_range(index).start;
             let key = handle.block_key(offset);
             // SUBTLE: another flight may have landed between the caller's look and this one.
-            match self.cache.peek(&key) {
-                Some(block) => Some(block),
-                None => {
-                    let parse = |stored: &[u8]| Block::parse(stored, &handle.info.id, offset);
-                    self.cache.load(&key, parse).await
-                }
+            let block = self.cache.peek(&key);
+            if block.is_some() {
+                return block;
             }
+            let parse = |stored: &[u8]| Block::parse(stored, &handle.info.id, offset);
+            self.cache.load(&key, parse).await
         });
         let mut blocks: Vec<Option<Block>> = join_all(near).await;
         let missing = wanted.clone().zip(&blocks).filter(|(_, block)| block.is_none());
@@ -369,7 +368,7 @@ impl Source {
             let (handle, meta, cache) = (Arc::clone(handle), Arc::clone(meta), self.cache.clone());
             move || decode(&cache, &handle, &meta, (stretch, bytes))
         };
-        let decoded = if large { self.cpu.run(decode).await } else { decode() };
+        let decoded = if large { self.env.cpu.run(decode).await } else { decode() };
         decoded.map_err(|cause| Error::corrupt(object.path(), cause))
     }
 
