@@ -19,6 +19,7 @@ pub mod format;
 pub mod http;
 pub mod limits;
 pub mod lsm;
+pub mod process;
 pub mod read;
 pub mod store;
 pub mod types;

@@ -207,6 +207,11 @@ impl Kind {
 }
 
 impl Program {
+    /// `writer` for `cairn-writer`.
+    pub fn role(&self) -> &'static str {
+        self.name.strip_prefix("cairn-").unwrap_or(self.name)
+    }
+
     /// Every setting of the process: the shared ones, then its own.
     pub fn all_settings(&self) -> Vec<Setting> {
         let with_ports = |setting: &Setting| match setting.name {

@@ -57,9 +57,16 @@ pub const SHARED: &[Setting] = &[
     Setting::new(
         "header_timeout",
         Kind::Span,
-        "30s",
-        "A connection is closed when the head of its next request is not complete after so long, \
-         idle time included",
+        "10s",
+        "A connection is closed when the head of a request is not complete so long after its \
+         first byte",
+    ),
+    Setting::new(
+        "idle_timeout",
+        Kind::Span,
+        "2min",
+        "A connection without a request is closed after so long; above the 60 s to 90 s of usual \
+         load balancers and client pools, so that they close first",
     ),
     Setting::new(
         "stall_timeout",
@@ -128,8 +135,10 @@ pub struct HttpLimits {
     pub requests_max: usize,
     /// Bytes of request bodies in memory.
     pub request_memory: Size,
-    /// From the end of one request to the end of the next one's head.
+    /// From the first byte of a request to the end of its head.
     pub header_timeout: Span,
+    /// From the end of one request to the end of the next one's head.
+    pub idle_timeout: Span,
     /// Without a byte taken by the client.
     pub stall_timeout: Span,
     /// Deadline where none is asked for.

@@ -1,0 +1,277 @@
+//! One connection under watch: slow heads, stalled readers, and closing without losing the answer.
+//!
+//! **Life of a connection**
+//!
+//! ```text
+//! idle --first byte--> head --request parsed--> serving --reply's body ends--> idle
+//! ```
+//!
+//! - `head` lasts at most `header_timeout`; `idle` is bounded by hyper's own timer.
+//! - A write that makes no progress for `stall_timeout` ends the connection.
+//! - When a reply is sent before the request's body was read to its end, closing at once would
+//!   make the kernel reset the connection and the client lose the reply. So the closing side
+//!   sends its FIN and discards a bounded rest first ("lingering close", as nginx does).
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::Bytes;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Sleep, sleep};
+
+use crate::config::HttpLimits;
+
+/// The rest of a body that is discarded after the reply, at most.
+const LINGER_BYTES_MAX: usize = 64 << 20;
+/// How long it is discarded for, at most.
+const LINGER_TIME_MAX: Duration = Duration::from_secs(5);
+/// How much is discarded in one go.
+const LINGER_CHUNK_BYTES: usize = 16 << 10;
+
+const IDLE: u8 = 0;
+const HEAD: u8 = 1;
+const SERVING: u8 = 2;
+
+/// What the two halves of a connection tell each other.
+#[derive(Debug, Default)]
+pub(super) struct Phase {
+    now: AtomicU8,
+    touched: AtomicBool,
+    unread: AtomicBool,
+}
+
+impl Phase {
+    /// Whether the client has sent any byte at all.
+    pub(super) fn is_touched(&self) -> bool {
+        self.touched.load(Ordering::Relaxed)
+    }
+
+    /// A request's head is complete.
+    pub(super) fn serving(&self) {
+        self.now.store(SERVING, Ordering::Relaxed);
+    }
+}
+
+/// The socket of one connection.
+#[derive(Debug)]
+pub(super) struct Watched {
+    stream: TcpStream,
+    phase: Arc<Phase>,
+    header_timeout: Duration,
+    stall_timeout: Duration,
+    head_timer: Option<Pin<Box<Sleep>>>,
+    stall_timer: Option<Pin<Box<Sleep>>>,
+    linger: Linger,
+}
+
+#[derive(Debug)]
+struct Linger {
+    timer: Option<Pin<Box<Sleep>>>,
+    bytes_left: usize,
+}
+
+impl Watched {
+    pub(super) fn new(stream: TcpStream, phase: Arc<Phase>, limits: &HttpLimits) -> Self {
+        Self {
+            stream,
+            phase,
+            header_timeout: limits.header_timeout.0,
+            stall_timeout: limits.stall_timeout.0,
+            head_timer: None,
+            stall_timer: None,
+            linger: Linger { timer: None, bytes_left: LINGER_BYTES_MAX },
+        }
+    }
+
+    /// Passes a finished write on; a pending one fails once it has made no progress for too long.
+    fn progress<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        poll: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if poll.is_ready() {
+            self.stall_timer = None;
+            return poll;
+        }
+        let timeout = self.stall_timeout;
+        let timer = self.stall_timer.get_or_insert_with(|| Box::pin(sleep(timeout)));
+        ready!(timer.as_mut().poll(cx));
+        Poll::Ready(Err(timed_out("the client takes no bytes of the reply")))
+    }
+
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let timer = self.linger.timer.get_or_insert_with(|| Box::pin(sleep(LINGER_TIME_MAX)));
+        let mut chunk = [0; LINGER_CHUNK_BYTES];
+        while self.linger.bytes_left > 0 {
+            if timer.as_mut().poll(cx).is_ready() {
+                break;
+            }
+            let mut buffer = ReadBuf::new(&mut chunk);
+            match ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer)) {
+                Ok(()) if !buffer.filled().is_empty() => {
+                    let read = buffer.filled().len();
+                    self.linger.bytes_left = self.linger.bytes_left.saturating_sub(read);
+                }
+                _ => break,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+fn timed_out(what: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, what)
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let poll = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        if buffer.filled().len() > before && self.phase.now.load(Ordering::Relaxed) == IDLE {
+            self.phase.now.store(HEAD, Ordering::Relaxed);
+            self.phase.touched.store(true, Ordering::Relaxed);
+            self.head_timer = Some(Box::pin(sleep(self.header_timeout)));
+        }
+        if self.phase.now.load(Ordering::Relaxed) != HEAD {
+            self.head_timer = None;
+        }
+        if poll.is_pending()
+            && let Some(timer) = &mut self.head_timer
+        {
+            ready!(timer.as_mut().poll(cx));
+            return Poll::Ready(Err(timed_out("the head of a request came too slowly")));
+        }
+        poll
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let poll = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.progress(cx, poll)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let poll = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.progress(cx, poll)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let poll = Pin::new(&mut self.stream).poll_flush(cx);
+        self.progress(cx, poll)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.linger.timer.is_none() {
+            ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+        }
+        if !self.phase.unread.load(Ordering::Relaxed) {
+            return Poll::Ready(Ok(()));
+        }
+        self.poll_linger(cx)
+    }
+}
+
+/// The body of a request: notes whether it was read to its end.
+#[derive(Debug)]
+pub(super) struct RequestBody {
+    incoming: Incoming,
+    phase: Arc<Phase>,
+}
+
+impl RequestBody {
+    pub(super) fn new(incoming: Incoming, phase: Arc<Phase>) -> Self {
+        Self { incoming, phase }
+    }
+}
+
+impl HttpBody for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        Pin::new(&mut self.incoming).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}
+
+impl Drop for RequestBody {
+    fn drop(&mut self) {
+        if !self.incoming.is_end_stream() {
+            self.phase.unread.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The body of a reply: its end makes the connection idle.
+#[derive(Debug)]
+pub(super) struct ReplyBody {
+    body: Body,
+    phase: Arc<Phase>,
+}
+
+impl ReplyBody {
+    pub(super) fn new(body: Body, phase: Arc<Phase>) -> Self {
+        Self { body, phase }
+    }
+}
+
+impl HttpBody for ReplyBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for ReplyBody {
+    fn drop(&mut self) {
+        self.phase.now.store(IDLE, Ordering::Relaxed);
+    }
+}

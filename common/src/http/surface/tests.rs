@@ -1,0 +1,165 @@
+use axum::body::{Body, to_bytes};
+use axum::routing::{post, put};
+use tower::ServiceExt as _;
+
+use super::*;
+use crate::clock::SystemClock;
+use crate::http::keys::{Key, ROUTES};
+use crate::store::metrics::StoreSnapshot;
+
+struct Fake {
+    ready: bool,
+}
+
+#[async_trait]
+impl Node for Fake {
+    fn readiness(&self) -> Answer<()> {
+        if self.ready { Ok(()) } else { Err(Problem::new(Code::Standby, "waiting")) }
+    }
+
+    async fn status(&self) -> Status {
+        Status::new("writer", &StoreSnapshot::default())
+    }
+}
+
+async fn echo(key: Key, arrival: Arrival, body: Body) -> Answer<Vec<u8>> {
+    let body = arrival.body(body, 16).await?;
+    Ok([&key.0[..], b"=", body.bytes()].concat())
+}
+
+fn surface(limits: HttpLimits) -> Arc<Surface> {
+    Surface::new(limits, Arc::new(Metrics::new("writer")), Arc::new(SystemClock::default()))
+}
+
+fn routes() -> Router {
+    let keyed = || put(echo).get(async |key: Key| key.0);
+    let refused = async || Problem::new(Code::Precondition, "x").header(header::ETAG, "\"1\"");
+    let routes = Router::new().route("/v1/batch", post(refused));
+    ROUTES.into_iter().fold(routes, |routes, path| routes.route(path, keyed()))
+}
+
+fn data(ready: bool) -> Router {
+    surface(HttpLimits::default()).data(Arc::new(Fake { ready }), routes())
+}
+
+async fn answer(router: &Router, method: &str, uri: &str, body: &'static str) -> (u16, Vec<u8>) {
+    let request = Request::builder().method(method).uri(uri).body(Body::from(body)).unwrap();
+    let response = router.clone().oneshot(request).await.unwrap();
+    let status = response.status().as_u16();
+    (status, to_bytes(response.into_body(), usize::MAX).await.unwrap().to_vec())
+}
+
+async fn problem(router: &Router, method: &str, uri: &str) -> (u16, String, Option<String>) {
+    let (status, body) = answer(router, method, uri, "body").await;
+    let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!(body["status"], status);
+    let text = |name: &str| body[name].as_str().map(str::to_owned);
+    (status, text("code").unwrap(), text("outcome"))
+}
+
+#[tokio::test]
+async fn keys_reach_handlers_as_they_stand_in_the_path() {
+    let router = data(true);
+    for (path, key) in [
+        ("/v1/kv/users/42", &b"users/42"[..]),
+        ("/v1/kv//", b"/"),
+        ("/v1/kv//a//b/", b"/a//b/"),
+        ("/v1/kv/a%2Fb+c%20%25", b"a/b+c %"),
+        ("/v1/kv/%ff", b"\xff"),
+        ("/v1/kv/{x}:*", b"{x}:*"),
+        ("/v1/kv64/Lg", b"."),
+        ("/v1/kv64/_w", b"\xff"),
+    ] {
+        assert_eq!(answer(&router, "GET", path, "").await, (200, key.to_vec()), "{path}");
+    }
+    let (status, body) = answer(&router, "PUT", "/v1/kv/a/b", "value").await;
+    assert_eq!((status, &body[..]), (200, &b"a/b=value"[..]));
+}
+
+#[tokio::test]
+async fn what_is_refused_before_a_handler_was_not_applied() {
+    let router = data(true);
+    let refused = |status, code: &str, outcome: Option<&str>| {
+        (status, code.to_owned(), outcome.map(str::to_owned))
+    };
+    let not_applied = Some("not_applied");
+    for (method, uri, expected) in [
+        ("GET", "/v1/kv/", refused(400, "invalid_key", None)),
+        ("PUT", "/v1/kv/", refused(400, "invalid_key", not_applied)),
+        ("PUT", "/v1/kv64/", refused(400, "invalid_key", not_applied)),
+        ("PUT", "/v1/kv/a/../b", refused(400, "invalid_key", not_applied)),
+        ("GET", "/v2/kv/a", refused(404, "no_route", None)),
+        ("GET", "/", refused(404, "no_route", None)),
+        ("POST", "/v1/kv/a", refused(405, "method", not_applied)),
+        ("DELETE", "/v1/batch", refused(405, "method", not_applied)),
+        ("POST", "/livez", refused(405, "method", None)),
+        ("GET", "/v1/status?x=1", refused(400, "invalid_argument", None)),
+        ("POST", "/v1/batch", refused(412, "precondition", not_applied)),
+    ] {
+        assert_eq!(problem(&router, method, uri).await, expected, "{method} {uri}");
+    }
+}
+
+#[tokio::test]
+async fn headers_of_a_completed_problem_stay() {
+    let request = Request::post("/v1/batch").body(Body::empty()).unwrap();
+    let response = data(true).oneshot(request).await.unwrap();
+    assert_eq!(response.headers()["etag"], "\"1\"");
+    let request = Request::patch("/v1/batch").body(Body::empty()).unwrap();
+    let response = data(true).oneshot(request).await.unwrap();
+    assert_eq!(
+        (response.status().as_u16(), &response.headers()["allow"]),
+        (405, &"POST".parse().unwrap())
+    );
+}
+
+#[tokio::test]
+async fn targets_and_bodies_have_bounds() {
+    let router = data(true);
+    let long = format!("/v1/kv/{}", "x".repeat(URI_BYTES_MAX));
+    assert_eq!(problem(&router, "GET", &long).await.0, 414);
+    let (status, _) = answer(&router, "PUT", "/v1/kv/a", "sixteen bytes at most").await;
+    assert_eq!(status, 413);
+}
+
+#[tokio::test]
+async fn health_is_told_apart_from_readiness() {
+    let waiting = data(false);
+    assert_eq!(answer(&waiting, "GET", "/livez", "").await.0, 200);
+    assert_eq!(problem(&waiting, "GET", "/readyz").await.1, "standby");
+    assert_eq!(answer(&data(true), "GET", "/readyz", "").await.0, 200);
+    let (status, body) = answer(&waiting, "GET", "/v1/status", "").await;
+    let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!((status, &body["role"]), (200, &"writer".into()));
+}
+
+#[tokio::test]
+async fn metrics_are_on_the_ops_listener_alone() {
+    let surface = surface(HttpLimits::default());
+    let node = Arc::new(Fake { ready: true });
+    let data = surface.data(Arc::clone(&node), routes());
+    let ops = surface.ops(node, Router::new());
+    assert_eq!(problem(&data, "GET", "/metrics").await.0, 404);
+    assert_eq!(answer(&data, "GET", "/v1/kv64/_w", "").await.0, 200);
+    assert_eq!(problem(&data, "BREW", "/v1/unheard/of").await.0, 404);
+    let (status, text) = answer(&ops, "GET", "/metrics", "").await;
+    let text = String::from_utf8(text).unwrap();
+    assert_eq!(status, 200);
+    for line in [
+        "cairn_http_requests_total{route=\"/v1/kv64/{key}\",method=\"GET\",status=\"200\"} 1\n",
+        "cairn_http_requests_total{route=\"none\",method=\"other\",status=\"404\"} 1\n",
+        "cairn_http_problems_total{code=\"no_route\"} 2\n",
+        "cairn_http_requests_in_progress 1\n",
+    ] {
+        assert!(text.contains(line), "{line} in {text}");
+    }
+}
+
+#[tokio::test]
+async fn excess_requests_are_refused_at_once() {
+    let limits = HttpLimits { requests_max: 0, ..HttpLimits::default() };
+    let router = surface(limits).data(Arc::new(Fake { ready: true }), routes());
+    let refused = (503, "overloaded".to_owned(), Some("not_applied".to_owned()));
+    assert_eq!(problem(&router, "PUT", "/v1/kv/a").await, refused);
+    assert_eq!(answer(&router, "GET", "/livez", "").await.0, 200);
+}
