@@ -6,7 +6,9 @@ use std::fmt;
 
 pub mod block;
 pub mod codec;
+pub mod collect;
 pub mod current;
+pub mod edit;
 pub mod filter;
 mod frame;
 pub mod manifest;
