@@ -40,8 +40,9 @@ pub struct Stat {
     pub first_key: Bytes,
     /// At or above its last key.
     pub last_key: Bytes,
-    /// When the last of its entries that expire does; `None` where none does, or it is not known.
-    pub expires_latest_ms: Option<u64>,
+    /// Size of those of its SSTs that hold entries which expire, all of which have by the tree's
+    /// time.
+    pub expired_bytes: u64,
 }
 
 impl Stat {
@@ -103,7 +104,7 @@ mod tests {
             operands,
             first_key: Bytes::copy_from_slice(first.as_bytes()),
             last_key: Bytes::copy_from_slice(last.as_bytes()),
-            expires_latest_ms: None,
+            expired_bytes: 0,
         }
     }
 
