@@ -28,6 +28,7 @@ pub use super::listing::Listed;
 use super::metrics::{Operation, Prices, StoreMetrics};
 use super::upload::Upload;
 use super::url;
+pub use super::url::Variables;
 use crate::env::Env;
 use crate::format::path::Object;
 use crate::{Error, Result};
@@ -113,8 +114,21 @@ impl Bucket {
     ///
     /// # Errors
     /// `Invalid`, with what to do, where the URL or the credentials cannot be used.
-    pub fn open(url: &str, mut settings: StoreSettings, env: Env) -> Result<Self> {
-        let opened = url::open(url)?;
+    pub fn open(url: &str, settings: StoreSettings, env: Env) -> Result<Self> {
+        Self::open_with(url, &Variables::OfProcess, settings, env)
+    }
+
+    /// Like [`Bucket::open`], with the variables given.
+    ///
+    /// # Errors
+    /// As `open`.
+    pub fn open_with(
+        url: &str,
+        variables: &Variables,
+        mut settings: StoreSettings,
+        env: Env,
+    ) -> Result<Self> {
+        let opened = url::open(url, variables)?;
         if opened.prices == Prices::FREE {
             // A second write to the same disk is not faster than the first.
             settings.hedge = Hedge::Never;
@@ -430,6 +444,7 @@ mod tests {
     use object_store::memory::InMemory;
 
     use super::*;
+    use crate::store::probe::{Verdict, probe};
     use crate::types::WalId;
 
     fn bucket(root: &str) -> Bucket {
@@ -554,7 +569,7 @@ mod tests {
     async fn a_memory_url_opens_and_a_probe_passes() {
         let bucket = Bucket::open("memory:///db", StoreSettings::default(), Env::system()).unwrap();
         is_send(bucket.check()).await.unwrap();
-        let verdict = is_send(super::super::probe::probe(&bucket, uuid::Uuid::from_u128(7))).await;
-        assert_eq!(verdict.unwrap(), super::super::probe::Verdict::Honoured);
+        let verdict = is_send(probe(&bucket, uuid::Uuid::from_u128(7))).await;
+        assert_eq!(verdict.unwrap(), Verdict::Honoured);
     }
 }

@@ -57,49 +57,75 @@ struct Parts {
     root: String,
 }
 
-pub(super) fn open(url: &str) -> Result<Opened> {
-    let parts = parse(url)?;
+/// Where credentials and endpoints come from.
+#[derive(Clone, Debug)]
+pub enum Variables {
+    /// The environment of this process.
+    OfProcess,
+    /// These names and values: for tests, in which several stores are used by one process.
+    Given(Vec<(String, String)>),
+}
+
+/// A builder of a client, set up from variables.
+macro_rules! builder {
+    ($builder:ident, $key:ident, $variables:expr) => {{
+        let builder = match $variables {
+            Variables::OfProcess => $builder::from_env(),
+            Variables::Given(variables) => {
+                let mut builder = $builder::new();
+                for (name, value) in variables {
+                    // As the crate does for those of the process: what it does not know is not its.
+                    if let Ok(key) = name.to_ascii_lowercase().parse::<$key>() {
+                        builder = builder.with_config(key, value);
+                    }
+                }
+                builder
+            }
+        };
+        builder
+            .with_config($key::Client(ClientConfigKey::Timeout), CLIENT_TIMEOUT)
+            .with_config($key::Client(ClientConfigKey::ConnectTimeout), CONNECT_TIMEOUT)
+            .with_retry(no_retries())
+            .with_http_connector(Connector::default())
+    }};
+}
+
+pub(super) fn open(url: &str, variables: &Variables) -> Result<Opened> {
+    let Parts { scheme, bucket, root } = parse(url)?;
     let unusable = |error: object_store::Error| {
         Error::Invalid(format!("the store {url} cannot be used: {error}"))
     };
-    let url = url.to_owned();
-    if parts.scheme == Scheme::File {
-        let store = Arc::new(LocalDirectory::new(parts.root));
-        return Ok(Opened { store, root: Path::default(), url, prices: Prices::FREE });
-    }
-    let root = Path::parse(&parts.root)
-        .map_err(|error| Error::Invalid(format!("the prefix in {url} cannot be used: {error}")))?;
-    let (store, prices): (Arc<dyn ObjectStore>, _) = match parts.scheme {
-        Scheme::File | Scheme::Memory => (Arc::new(InMemory::new()), Prices::FREE),
+    let (store, prices): (Arc<dyn ObjectStore>, _) = match scheme {
+        Scheme::File => {
+            let (store, root) = (Arc::new(LocalDirectory::new(root)), Path::default());
+            return Ok(Opened { store, root, url: url.to_owned(), prices: Prices::FREE });
+        }
+        Scheme::Memory => (Arc::new(InMemory::new()), Prices::FREE),
         Scheme::S3 => {
-            let builder = s3(AmazonS3Builder::from_env(), &parts.bucket)?;
+            let builder = builder!(AmazonS3Builder, AmazonS3ConfigKey, variables);
+            check_encryption(&builder)?;
+            let builder =
+                builder.with_bucket_name(bucket).with_conditional_put(S3ConditionalPut::ETagMatch);
             (Arc::new(builder.build().map_err(unusable)?), Prices::S3)
         }
         Scheme::Gcs => {
-            let builder = GoogleCloudStorageBuilder::from_env()
-                .with_bucket_name(&parts.bucket)
-                .with_retry(no_retries())
-                .with_http_connector(Connector::default());
-            let builder = client_timeouts().into_iter().fold(builder, |b, (key, value)| {
-                b.with_config(GoogleConfigKey::Client(key), value)
-            });
+            let builder = builder!(GoogleCloudStorageBuilder, GoogleConfigKey, variables);
+            let builder = builder.with_bucket_name(bucket);
             (Arc::new(builder.build().map_err(unusable)?), Prices::GCS)
         }
         Scheme::Azure => {
-            let builder = MicrosoftAzureBuilder::from_env()
-                .with_container_name(&parts.bucket)
-                .with_retry(no_retries())
-                .with_http_connector(Connector::default());
-            let builder = client_timeouts()
-                .into_iter()
-                .fold(builder, |b, (key, value)| b.with_config(AzureConfigKey::Client(key), value));
+            let builder = builder!(MicrosoftAzureBuilder, AzureConfigKey, variables);
+            let builder = builder.with_container_name(bucket);
             (Arc::new(builder.build().map_err(unusable)?), Prices::AZURE)
         }
     };
-    Ok(Opened { store, root, url, prices })
+    let root = Path::parse(&root)
+        .map_err(|error| Error::Invalid(format!("the prefix in {url} cannot be used: {error}")))?;
+    Ok(Opened { store, root, url: url.to_owned(), prices })
 }
 
-fn s3(builder: AmazonS3Builder, bucket: &str) -> Result<AmazonS3Builder> {
+/// Plain HTTP is refused by the client with a text that does not help.
+fn check_encryption(builder: &AmazonS3Builder) -> Result<()> {
     let setting = |key| builder.get_config_value(&key).unwrap_or_default();
     let allow_http = setting(AmazonS3ConfigKey::Client(ClientConfigKey::AllowHttp));
     let endpoint = setting(AmazonS3ConfigKey::Endpoint);
@@ -108,23 +134,12 @@ fn s3(builder: AmazonS3Builder, bucket: &str) -> Result<AmazonS3Builder> {
             "the endpoint {endpoint} is not encrypted: set AWS_ALLOW_HTTP=true if that is meant"
         )));
     }
-    let builder = builder
-        .with_bucket_name(bucket)
-        .with_conditional_put(S3ConditionalPut::ETagMatch)
-        .with_retry(no_retries())
-        .with_http_connector(Connector::default());
-    Ok(client_timeouts()
-        .into_iter()
-        .fold(builder, |b, (key, value)| b.with_config(AmazonS3ConfigKey::Client(key), value)))
+    Ok(())
 }
 
 /// The client's own retries meet their own object, and do not know which outcomes are certain.
 fn no_retries() -> RetryConfig {
     RetryConfig { max_retries: 0, retry_timeout: Duration::ZERO, ..RetryConfig::default() }
-}
-
-fn client_timeouts() -> [(ClientConfigKey, &'static str); 2] {
-    [(ClientConfigKey::Timeout, CLIENT_TIMEOUT), (ClientConfigKey::ConnectTimeout, CONNECT_TIMEOUT)]
 }
 
 fn parse(url: &str) -> Result<Parts> {
@@ -229,9 +244,11 @@ mod tests {
 
     #[test]
     fn an_unencrypted_endpoint_must_be_allowed() {
-        let builder = AmazonS3Builder::new().with_endpoint("http://127.0.0.1:9000");
-        let Err(Error::Invalid(text)) = s3(builder.clone(), "b") else { panic!("taken") };
+        let mut variables = vec![("AWS_ENDPOINT_URL".into(), "http://127.0.0.1:9000".into())];
+        let refused = open("s3://b", &Variables::Given(variables.clone())).map(drop);
+        let Err(Error::Invalid(text)) = refused else { panic!("taken") };
         assert!(text.contains("AWS_ALLOW_HTTP=true"), "{text}");
-        assert!(s3(builder.with_allow_http(true), "b").is_ok());
+        variables.push(("AWS_ALLOW_HTTP".into(), "true".into()));
+        open("s3://b", &Variables::Given(variables)).map(drop).unwrap();
     }
 }

@@ -15,7 +15,7 @@ use object_store::path::Path;
 use object_store::{Error, GetOptions, ObjectMeta, PutPayload, Result};
 use xxhash_rust::xxh3::Xxh3;
 
-use super::super::answer::NothingHappened;
+use crate::store::answer::NothingHappened;
 
 /// Stands in the names of files that are not objects.
 const MARK: char = '#';
