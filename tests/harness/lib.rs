@@ -1,4 +1,6 @@
 //! What the tests share: model, cluster, faulty store, fake S3.
 
+pub mod fake_s3;
 pub mod forest;
+pub mod moto;
 pub mod warm;

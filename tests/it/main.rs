@@ -1,8 +1,11 @@
 //! Tests of the whole, one topic a file.
+#![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 
+mod conformance;
 mod deploy;
 mod instructions;
 mod manifests;
 mod read;
+mod s3;
 mod source;
 mod tidy;
