@@ -25,13 +25,11 @@
 use bytes::BufMut;
 use uuid::Uuid;
 
-use super::Corrupt;
+use super::{Corrupt, FORMAT};
 use crate::types::DatabaseId;
 
 /// The first bytes of every binary object.
 pub const MAGIC: [u8; 8] = *b"\x89CAIRN\r\n";
-/// The version of the binary formats that this program writes, and the only one it reads.
-pub const FORMAT: u16 = 1;
 /// Bytes of [`put_head`].
 pub const HEAD_BYTES: usize = 28;
 /// Bytes of [`seal`].
@@ -98,7 +96,7 @@ pub fn put_slice(out: &mut impl BufMut, bytes: &[u8]) {
 /// Appends the head of an object: magic, format, kind and database.
 pub fn put_head(out: &mut impl BufMut, kind: Kind, database: DatabaseId) {
     out.put_slice(&MAGIC);
-    put_u16(out, FORMAT);
+    put_u16(out, u16::try_from(FORMAT).expect("fewer formats than 2^16"));
     out.put_u8(kind as u8);
     out.put_u8(0);
     put_uuid(out, database);
@@ -304,7 +302,7 @@ impl<'a> Reader<'a> {
         if self.array()? != MAGIC {
             return Err(Corrupt::new("not an object of Cairn: wrong magic"));
         }
-        let format = self.u16()?;
+        let format = u32::from(self.u16()?);
         if format != FORMAT {
             return Err(Corrupt::new(format!("format {format}, this program reads {FORMAT}")));
         }

@@ -35,7 +35,7 @@ use serde::{Deserialize, Serialize};
 pub use super::frame::Digest;
 use super::path::{ManifestId, OutputId};
 use super::{Corrupt, FORMAT, current::Current, frame};
-use crate::limits::BOUND_BYTES_MAX;
+use crate::limits::{BOUND_BYTES_MAX, KEY_BYTES_MAX};
 use crate::types::{DatabaseId, Epoch, Role, Seq, WalId};
 
 /// The tree at one version.
@@ -381,7 +381,10 @@ impl RunInfo {
 }
 
 fn check_bounds(first: &[u8], last: &[u8]) -> Result<(), &'static str> {
-    if first.is_empty() || first.len() > BOUND_BYTES_MAX || last.len() > BOUND_BYTES_MAX {
+    // Nothing shorter is above 256 bytes of ff: such a last key keeps its length.
+    let cut = last.get(..BOUND_BYTES_MAX).filter(|cut| cut.len() < last.len());
+    let long = cut.is_some_and(|cut| cut.iter().any(|byte| *byte != u8::MAX));
+    if first.is_empty() || first.len() > BOUND_BYTES_MAX || long || last.len() > KEY_BYTES_MAX {
         return Err("a key bound is empty or long");
     }
     if first <= last { Ok(()) } else { Err("its key bounds are out of order") }

@@ -180,6 +180,17 @@ fn bounds_are_cut_and_keys_are_not() {
 }
 
 #[test]
+fn a_last_key_with_nothing_above_it_keeps_its_length() {
+    let highest = Bytes::from(vec![u8::MAX; 300]);
+    let entries = [Entry { key: highest.clone(), ..entry("", 1, Payload::Tombstone) }];
+    let built = Built::new(sst_id(1), &entries, SstOptions::default());
+    assert_eq!(built.info.first_key, highest[..BOUND_BYTES_MAX]);
+    assert_eq!(built.info.last_key, highest);
+    assert_eq!(built.info.check(), Ok(()));
+    assert_eq!(verify(&built.object, &built.info, DATABASE), Ok(()));
+}
+
+#[test]
 fn a_value_larger_than_a_block_has_one_of_its_own() {
     let big = Payload::Value(vec![b'v'; 300_000].into());
     let entries =
