@@ -7,8 +7,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use cairn_common::env::Env;
 use cairn_common::error::{Error, Result};
-use cairn_common::store::manifest::{Manifests, Snapshot};
+use cairn_common::store::manifest::{Creation, Manifests, Snapshot};
 use cairn_common::types::Epoch;
+
+use crate::lease::RETRY_PAUSE;
 
 /// How often a standby asks the active writer; free of store requests.
 const ASK_INTERVAL: Duration = Duration::from_millis(100);
@@ -59,13 +61,16 @@ pub struct Standby<'a> {
 }
 
 impl Standby<'_> {
-    /// Makes the database where there is none; returns when the role is free to take.
+    /// Returns when the role is free to take; `snapshot` is what is there now.
     ///
-    /// Calls `waiting` once, before the first wait. Costs a conditional GET every two seconds.
-    /// Errors: those of a damaged root; an unavailable store is waited for.
-    pub async fn wait(&self, mut waiting: impl FnMut(&str)) -> Result<Snapshot> {
+    /// Calls `waiting` with the active writer's address each time it was found alive. Costs a
+    /// conditional GET every two seconds. An unavailable store is waited for.
+    pub async fn wait(
+        &self,
+        mut snapshot: Snapshot,
+        mut waiting: impl FnMut(&str),
+    ) -> Result<Snapshot> {
         let patience = self.takeover_after.mul_f64(1.0 + self.env.random.unit() / 4.0);
-        let mut snapshot = self.create().await?;
         let mut read_at = self.env.clock.boot();
         let mut heard_at = read_at;
         let mut heard_epoch = snapshot.current.writer.epoch;
@@ -101,19 +106,6 @@ impl Standby<'_> {
         }
     }
 
-    /// What is there, made where the root is empty; waits while the store is unavailable.
-    pub async fn create(&self) -> Result<Snapshot> {
-        loop {
-            match self.manifests.create().await {
-                Err(error @ (Error::Unavailable(_) | Error::Indeterminate(_))) => {
-                    tracing::warn!(%error, "cannot reach the store; trying again");
-                    tokio::time::sleep(ASK_INTERVAL).await;
-                }
-                settled => return settled,
-            }
-        }
-    }
-
     async fn refresh(&self, known: Snapshot) -> Result<Snapshot> {
         match self.manifests.refresh(&known).await {
             Ok(changed) => Ok(changed.unwrap_or(known)),
@@ -122,6 +114,22 @@ impl Standby<'_> {
                 Ok(known)
             }
             Err(error) => Err(error),
+        }
+    }
+}
+
+/// The database, made where the root is empty; waits while the store is unavailable.
+///
+/// # Errors
+/// `Corrupt`: a damaged root.
+pub async fn create(manifests: &Manifests) -> Result<Creation> {
+    loop {
+        match manifests.create().await {
+            Err(error @ (Error::Unavailable(_) | Error::Indeterminate(_))) => {
+                tracing::warn!(%error, "cannot reach the store; trying again");
+                tokio::time::sleep(RETRY_PAUSE).await;
+            }
+            settled => return settled,
         }
     }
 }

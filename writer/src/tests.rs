@@ -9,7 +9,8 @@ use cairn_common::env::{Cpu, Env, SeededRandom};
 use cairn_common::error::Error;
 use cairn_common::format::sst::SstOptions;
 use cairn_common::store::cache::BlockCache;
-use cairn_common::store::manifest::Claim;
+use cairn_common::store::claim::Claim;
+use cairn_common::store::manifest::Creation;
 use cairn_common::store::object::{Bucket, StoreSettings};
 use cairn_common::store::sst::MetaBudget;
 use cairn_common::types::{Op, Payload, Role, Seq};
@@ -64,7 +65,9 @@ impl Rig {
     }
 
     async fn open(&self, overrides: &[(&str, &str)]) -> Engine {
-        let snapshot = self.parts.manifests().create().await.unwrap();
+        let Creation::There(snapshot) = self.parts.manifests().create().await.unwrap() else {
+            panic!("an in-memory store honours conditions")
+        };
         let uuid = self.parts.env.random.uuid();
         let claim = Claim { role: Role::Writer, uuid, url: None, lease: LEASE };
         let log = Self::log(overrides);

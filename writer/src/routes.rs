@@ -1,0 +1,175 @@
+//! The writer's own routes: PUT and DELETE of a key, batches, flush. Reads are shared with readers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{post, put};
+use axum::{Json, Router};
+use bytes::Bytes;
+use cairn_common::http::api;
+use cairn_common::http::conditions::Conditions;
+use cairn_common::http::keys::Key;
+use cairn_common::http::problem::{Answer, Code, Outcome, Problem};
+use cairn_common::http::request::{Arrival, CAIRN_SEQ, Params};
+use cairn_common::limits::VALUE_BYTES_MAX;
+use cairn_common::types::{Op, Payload, Seq};
+use http::{StatusCode, header};
+
+use crate::condition::Condition;
+use crate::node::{WriterNode, ended};
+use crate::pressure::Pressure;
+use crate::service::{Durability, Unwritten, Write, Writer};
+
+/// When a client that met a bound may try again: about what a flush takes.
+const OVERLOAD_RETRY: Duration = Duration::from_secs(1);
+
+/// Values up to this size are copied out of the connection's buffer, which is about as large.
+const COPY_BYTES_MAX: usize = 64 * 1024;
+
+/// The write routes.
+pub fn routes(node: Arc<WriterNode>) -> Router {
+    Router::new()
+        .route("/v1/kv/{*key}", put(put_key).delete(delete_key).post(merge_key))
+        .route("/v1/kv64/{*key}", put(put_key).delete(delete_key).post(merge_key))
+        .route("/v1/kv/", put(put_key).delete(delete_key))
+        .route("/v1/kv64/", put(put_key).delete(delete_key))
+        .route("/v1/batch", post(batch))
+        .route("/v1/flush", post(flush))
+        .with_state(node)
+}
+
+async fn put_key(
+    State(node): State<Arc<WriterNode>>,
+    Key(key): Key,
+    arrival: Arrival,
+    request: Request,
+) -> Answer {
+    let (parts, body) = request.into_parts();
+    let durability = durability(parts.uri.query())?;
+    let tests = Conditions::parse(&parts.headers)?;
+    let value = arrival.body(body, VALUE_BYTES_MAX).await?;
+    let payload = Payload::Value(unpinned(value.bytes()));
+    let op = Op { key, payload, expires_ms: None };
+    let seq = write_one(&node, op, tests, durability, &arrival).await?;
+    Ok((
+        StatusCode::NO_CONTENT,
+        [(header::ETAG, format!("\"{seq}\"")), (CAIRN_SEQ, seq.to_string())],
+    )
+        .into_response())
+}
+
+/// The bytes without the connection's buffer around them, which a memtable would keep alive.
+fn unpinned(value: &Bytes) -> Bytes {
+    if value.len() > COPY_BYTES_MAX { value.clone() } else { Bytes::copy_from_slice(value) }
+}
+
+async fn delete_key(
+    State(node): State<Arc<WriterNode>>,
+    Key(key): Key,
+    arrival: Arrival,
+    request: Request,
+) -> Answer {
+    let (parts, _) = request.into_parts();
+    let durability = durability(parts.uri.query())?;
+    let tests = Conditions::parse(&parts.headers)?;
+    let op = Op { key, payload: Payload::Tombstone, expires_ms: None };
+    let seq = write_one(&node, op, tests, durability, &arrival).await?;
+    Ok((StatusCode::NO_CONTENT, [(CAIRN_SEQ, seq.to_string())]).into_response())
+}
+
+/// Merges are not offered yet: names the parameter, as for any that a route does not know.
+async fn merge_key(request: Request) -> Answer {
+    Params::parse(request.uri().query(), &[])?;
+    Err(Problem::new(Code::NoRoute, "POST of a key needs a merge, which is not offered yet"))
+}
+
+async fn batch(
+    State(node): State<Arc<WriterNode>>,
+    arrival: Arrival,
+    request: Request,
+) -> Answer<Response> {
+    let (parts, body) = request.into_parts();
+    let durability = durability(parts.uri.query())?;
+    let ops = api::read_batch(&parts.headers, &arrival, body).await?;
+    let writer = node.serving(arrival.deadline()).await?;
+    let deadline = arrival.deadline().instant();
+    let write = Write { ops, condition: None, durability, deadline };
+    let seq = submit(&writer, write).await?;
+    Ok(([(CAIRN_SEQ, seq.to_string())], Json(api::Written { seq })).into_response())
+}
+
+async fn flush(
+    State(node): State<Arc<WriterNode>>,
+    arrival: Arrival,
+    request: Request<Body>,
+) -> Answer<Response> {
+    Params::parse(request.uri().query(), &[])?;
+    let writer = node.serving(arrival.deadline()).await?;
+    let flushed = arrival.deadline().limit("memtables were flushed", writer.flush()).await?;
+    let seq = flushed.map_err(ended)?;
+    Ok(([(CAIRN_SEQ, seq.to_string())], Json(api::Written { seq })).into_response())
+}
+
+fn durability(query: Option<&str>) -> Answer<Durability> {
+    let params = Params::parse(query, &["durable"])?;
+    Ok(match params.switch("durable")? {
+        Some(false) => Durability::Memory,
+        Some(true) | None => Durability::Durable,
+    })
+}
+
+async fn write_one(
+    node: &WriterNode,
+    op: Op,
+    tests: Conditions,
+    durability: Durability,
+    arrival: &Arrival,
+) -> Answer<Seq> {
+    let writer = node.serving(arrival.deadline()).await?;
+    let condition = (!tests.is_empty()).then(|| Condition { key: op.key.clone(), tests });
+    let deadline = arrival.deadline().instant();
+    submit(&writer, Write { ops: vec![op], condition, durability, deadline }).await
+}
+
+async fn submit(writer: &Writer, write: Write) -> Answer<Seq> {
+    writer.write(write).await.map_err(|unwritten| match unwritten {
+        Unwritten::Overloaded(pressure) => Problem::new(Code::Overloaded, overload(pressure))
+            .retry_after(OVERLOAD_RETRY)
+            .outcome(Outcome::NotApplied),
+        Unwritten::Precondition(etag) => {
+            let found = etag.map_or("there is no entry".to_owned(), |etag| format!("it is {etag}"));
+            let problem = Problem::new(Code::Precondition, format!("the etag differs: {found}"))
+                .outcome(Outcome::NotApplied);
+            match etag {
+                Some(etag) => problem.header(header::ETAG, format!("\"{etag}\"")),
+                None => problem,
+            }
+        }
+        Unwritten::Late => {
+            Problem::timeout("the write waited to be taken").outcome(Outcome::NotApplied)
+        }
+        Unwritten::Ended(end) => ended(end).outcome(Outcome::NotApplied),
+        Unwritten::Failed(error) => Problem::from(error).outcome(Outcome::NotApplied),
+        Unwritten::Unknown => unknown(writer),
+    })
+}
+
+/// The write may yet land: because the deadline passed, or because the writer has ended.
+fn unknown(writer: &Writer) -> Problem {
+    let problem = match writer.front.progress().borrow().end {
+        Some(end) => ended(end),
+        None => Problem::timeout("the log was written"),
+    };
+    problem.outcome(Outcome::Unknown)
+}
+
+fn overload(pressure: Pressure) -> &'static str {
+    match pressure {
+        Pressure::L0Full => "L0 is full: no compactor runs, or it does not keep up",
+        Pressure::Unflushed => "memtables fill their budget: the store takes flushes too slowly",
+        Pressure::None | Pressure::Delay(_) => "the writer is at one of its bounds",
+    }
+}
