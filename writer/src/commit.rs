@@ -133,7 +133,7 @@ impl Committer {
         let mut puts = FuturesUnordered::new();
         loop {
             let now = self.env.clock.boot();
-            let freeze_at = self.front.freeze_if_due(now);
+            let freeze_at = self.front.freeze_if_due();
             let due = self.due_in(now);
             if due == Some(Duration::ZERO) {
                 if let Some((id, bytes)) = self.seal(now) {
@@ -176,7 +176,7 @@ impl Committer {
 
     fn seal(&mut self, now: Duration) -> Option<(WalId, Bytes)> {
         let id = self.next.id;
-        let sealed = self.front.seal(id, now)?;
+        let sealed = self.front.seal(id)?;
         let bytes = sealed.builder.finish(&self.identity.stamp(self.next));
         let (last_seq, outcome) = (sealed.last_seq, sealed.outcome);
         if planted("visible_before_durable") {

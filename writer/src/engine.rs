@@ -99,8 +99,7 @@ impl Engine {
         let takeover = parts.takeover(database, &limits);
         let taken = open::take_over(&takeover, claim).await?;
         let Taken { identity, start, next, snapshot, verified_at, hold_until, wal } = taken;
-        let now = parts.env.clock.boot();
-        let front = Arc::new(Front::new(limits, start, now));
+        let front = Arc::new(Front::new(limits, start, Arc::clone(&parts.env.clock)));
         let env = parts.env.clone();
         let lease = Lease::new(takeover.manifests, env.clone(), claim.lease, snapshot, verified_at);
         let writer = Arc::new(Writer { front, lease: Arc::new(lease), env: env.clone(), limits });

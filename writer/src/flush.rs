@@ -6,20 +6,20 @@
 //! - A flush is in iff the epoch is ours and `replay_from` has reached its end; never judged by the
 //!   SST's name, which a compaction may already have dropped.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use cairn_common::env::Env;
 use cairn_common::error::{Error, Result};
-use cairn_common::format::edit::{Committer, Edit};
+use cairn_common::format::edit::{Edit, Flush};
 use cairn_common::format::manifest::SstInfo;
 use cairn_common::format::path::{Object, OutputId};
 use cairn_common::format::sst::{SstBuilder, SstOptions};
-use cairn_common::store::commit::Decision;
 use cairn_common::store::manifest::{Manifests, Snapshot};
 use cairn_common::store::object::Bucket;
 use cairn_common::store::sst::SstStore;
-use cairn_common::types::{Epoch, Role, Seq};
+use cairn_common::types::{Epoch, Role};
 use tokio_util::sync::CancellationToken;
 
 use crate::front::{Front, Frozen};
@@ -46,37 +46,30 @@ impl Flusher {
     pub async fn flush(&self, known: Snapshot, epoch: Epoch, frozen: &Frozen) -> Result<Snapshot> {
         let database = known.current.database;
         let id = OutputId { role: Role::Writer, epoch, uuid: self.env.random.uuid() };
-        let time_ms = self.env.clock.wall_ms().max(known.manifest.time_ms);
+        let time_ms = frozen.time_ms.max(known.manifest.time_ms);
         let (memtable, options) = (Arc::clone(&frozen.memtable), self.options);
         let build = move || {
             let mut builder = SstBuilder::new(database, id, options);
-            memtable.flush_entries(time_ms, |entry| builder.add(entry));
-            builder.finish()
+            let added = memtable.flush_entries(time_ms, |entry| {
+                builder.add(entry);
+                Ok::<(), Infallible>(())
+            });
+            match added {
+                Ok(()) => builder.finish(),
+            }
         };
         let (bytes, info): (Bytes, SstInfo) = self.env.cpu.run(build).await;
         let sst = SstInfo { wal: Some(frozen.wal), ..info };
         tracing::info!(sst = %id, bytes = sst.bytes, entries = sst.entries, "flushing to L0");
         self.put(&Object::Sst(id), bytes).await?;
-        let last_seq = frozen.memtable.last_seq().unwrap_or(Seq::ZERO);
-        let replay_from = frozen.wal.to;
-        let committer = Committer { role: Role::Writer, epoch };
-        self.manifests
-            .commit(known, committer, |found| {
-                let holder = found.current.writer.epoch;
-                if holder != epoch {
-                    return Err(Error::Fenced { held: epoch, found: holder });
-                }
-                if found.current.replay_from >= replay_from {
-                    return Ok(Decision::Over);
-                }
-                Ok(Decision::Commit(Edit::Flush {
-                    sst: Some(sst.clone()),
-                    replay_from,
-                    flushed_seq: last_seq,
-                    time_ms: time_ms.max(found.manifest.time_ms),
-                }))
-            })
-            .await
+        let edit = Edit::Flush(Flush {
+            epoch,
+            sst: Some(sst),
+            replay_from: frozen.wal.to,
+            flushed_seq: frozen.memtable.last_seq().unwrap_or(known.manifest.flushed_seq),
+            time_ms,
+        });
+        self.manifests.commit(known, &edit).await
     }
 
     async fn put(&self, object: &Object, bytes: Bytes) -> Result<()> {

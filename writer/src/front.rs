@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use cairn_common::clock::Clock;
 use cairn_common::format::wal::WalBuilder;
 use cairn_common::lsm::memtable::{Memtable, SeqWindow};
 use cairn_common::read::view::{OpenTree, View};
@@ -31,6 +32,7 @@ use crate::config::FrontLimits;
 #[derive(Debug)]
 pub struct Front {
     limits: FrontLimits,
+    clock: Arc<dyn Clock>,
     state: Mutex<State>,
     view: ArcSwap<View>,
     progress: watch::Sender<Progress>,
@@ -85,6 +87,9 @@ pub struct Frozen {
     pub memtable: Arc<Memtable>,
     /// The stretch of the chain; its end is what a flush moves `replay_from` to.
     pub wal: WalRange,
+    /// Wall time at the freeze, Unix milliseconds: nothing that is still unflushed was written
+    /// before it.
+    pub time_ms: u64,
 }
 
 /// What becomes of a group.
@@ -203,14 +208,11 @@ pub struct Start {
 }
 
 impl Front {
-    /// A front over what was replayed; everything in `start` is proven. `now` is boot time.
-    pub fn new(limits: FrontLimits, start: Start, now: Duration) -> Self {
+    /// A front over what was replayed; everything in `start` is proven.
+    pub fn new(limits: FrontLimits, start: Start, clock: Arc<dyn Clock>) -> Self {
         let flushed = start.tree.manifest.flushed_seq;
-        let view = View {
-            memtables: vec![Arc::clone(&start.memtable)],
-            tree: Arc::clone(&start.tree),
-            seq: start.last_seq,
-        };
+        let memtables = vec![Arc::clone(&start.memtable)];
+        let view = View::new(memtables, Arc::clone(&start.tree), start.last_seq);
         let progress = Progress { durable: start.last_seq, flushed, end: None };
         let state = State {
             next_seq: start.next_seq,
@@ -220,7 +222,7 @@ impl Front {
                 from: start.wal.from,
                 to: start.wal.to,
                 wal_objects: start.wal_objects,
-                since: now,
+                since: clock.boot(),
             },
             frozen: VecDeque::new(),
             tree: start.tree,
@@ -231,6 +233,7 @@ impl Front {
         };
         Self {
             limits,
+            clock,
             state: Mutex::new(state),
             view: ArcSwap::from_pointee(view),
             progress: watch::Sender::new(progress),
@@ -306,7 +309,7 @@ impl Front {
 
     /// Closes the open group to be the WAL object `id`, and freezes the memtable behind it where
     /// that is due. `None` when the group is empty.
-    pub fn seal(&self, id: WalId, now: Duration) -> Option<Sealed> {
+    pub fn seal(&self, id: WalId) -> Option<Sealed> {
         let mut state = self.lock();
         if state.group.builder.is_empty() {
             return None;
@@ -317,8 +320,8 @@ impl Front {
         let first_seq = Seq(state.next_seq.0 - u64::from(batches));
         state.active.to = id.next();
         state.active.wal_objects += 1;
-        if state.freeze == Freeze::Next || state.active.is_due(&self.limits, now) {
-            self.freeze(&mut state, now);
+        if state.freeze == Freeze::Next || state.active.is_due(&self.limits, self.clock.boot()) {
+            self.freeze(&mut state);
         }
         drop(state);
         self.room.notify_waiters();
@@ -326,25 +329,26 @@ impl Front {
     }
 
     /// Freezes the active memtable now where that is due and no open group keeps it from ending at
-    /// a position of the chain. Returns when it will be due by age alone.
-    pub fn freeze_if_due(&self, now: Duration) -> Option<Duration> {
+    /// a position of the chain. Returns the boot time at which it will be due by age alone.
+    pub fn freeze_if_due(&self) -> Option<Duration> {
         let mut state = self.lock();
         if state.active.memtable.is_empty() {
             state.freeze = Freeze::WhenDue;
             return None;
         }
+        let now = self.clock.boot();
         let wanted = state.freeze == Freeze::Next || state.active.is_due(&self.limits, now);
         if wanted {
             // An open group keeps it: the seal that ends the group freezes it.
             if state.group.builder.is_empty() {
-                self.freeze(&mut state, now);
+                self.freeze(&mut state);
             }
             return None;
         }
         Some(state.active.since + self.limits.memtable_age_max)
     }
 
-    fn freeze(&self, state: &mut State, now: Duration) {
+    fn freeze(&self, state: &mut State) {
         state.freeze = Freeze::WhenDue;
         let wal = WalRange { from: state.active.from, to: state.active.to };
         let next = Active {
@@ -352,10 +356,11 @@ impl Front {
             from: wal.to,
             to: wal.to,
             wal_objects: 0,
-            since: now,
+            since: self.clock.boot(),
         };
         let memtable = std::mem::replace(&mut state.active, next).memtable;
-        state.frozen.push_back(Frozen { memtable, wal });
+        let time_ms = self.clock.wall_ms();
+        state.frozen.push_back(Frozen { memtable, wal, time_ms });
         self.publish(state);
         self.flushable.notify_one();
     }
@@ -480,11 +485,10 @@ impl State {
 
     fn view(&self, seq: Seq) -> View {
         let frozen = self.frozen.iter().rev().map(|frozen| &frozen.memtable);
-        View {
-            memtables: [&self.active.memtable].into_iter().chain(frozen).cloned().collect(),
-            tree: Arc::clone(&self.tree),
-            seq: seq.max(self.tree.manifest.flushed_seq),
-        }
+        let memtables = [&self.active.memtable].into_iter().chain(frozen).cloned().collect();
+        let tree = Arc::clone(&self.tree);
+        let seq = seq.max(tree.manifest.flushed_seq);
+        View::new(memtables, tree, seq)
     }
 
     /// Checks a condition again against what was taken since it was read.

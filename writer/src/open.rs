@@ -251,7 +251,9 @@ impl<'a> Walk<'a> {
     async fn flush(&mut self) -> Result<()> {
         let wal = WalRange { from: self.from, to: self.position };
         let memtable = std::mem::replace(&mut self.memtable, Arc::new(Memtable::new()));
-        let frozen = Frozen { memtable, wal };
+        // The rest of the log may have been written at any time after the last flush.
+        let time_ms = self.snapshot.manifest.time_ms;
+        let frozen = Frozen { memtable, wal, time_ms };
         let known = self.snapshot.clone();
         self.snapshot = self.takeover.flusher.flush(known, self.identity.epoch, &frozen).await?;
         self.tree = self.takeover.open_tree(&mut self.snapshot).await?;

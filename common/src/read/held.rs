@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use futures::stream::{self, StreamExt, TryStreamExt};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::block::Block;
 use crate::format::sst::SstMeta;
 use crate::store::sst::{Need, SstHandle, SstStore};
@@ -48,7 +48,7 @@ impl Held {
     /// Fetches everything that is needed at once, neighbouring blocks together.
     pub(super) async fn supply(&mut self, ssts: &SstStore, needs: Vec<Need>) -> Result<()> {
         let mut fetched = stream::iter(plan(needs).into_iter().map(|fetch| async move {
-            Ok(match fetch {
+            Ok::<_, Error>(match fetch {
                 Fetch::Meta(handle) => Fetched::Meta(handle.number(), ssts.meta(&handle).await?),
                 Fetch::Blocks(handle, meta, range) => {
                     let blocks = ssts.blocks(&handle, &meta, range.clone()).await?;

@@ -1,24 +1,71 @@
 //! Commits: replacing the manifest that CURRENT names, and small amendments of CURRENT itself.
 //!
-//! **Life of a commit**: read CURRENT and its body; decide from *that* body; PUT the new body under
-//! a new name; swap CURRENT. Whatever the answer to the swap, the loop begins again by reading, and
-//! the caller's `decide` says whether its effect is there. So a lost race, a lost answer and a
-//! late landing are one path.
+//! **Life of a commit**: read CURRENT and its body; see whether the edit's effect is there already;
+//! compute the next body from *that* body; PUT it under a new name; swap CURRENT. Whatever the
+//! answer to the swap but success, the loop begins again by reading. So a lost race, a lost answer
+//! and a late landing are one path.
 //!
 //! **Invariants**
 //! - A commit is computed from the body that it replaces, and settled by its effect.
 //! - A body's name is used once, so a body whose swap did not land is garbage and never found.
 
+use std::sync::Arc;
+
 use super::manifest::{Manifests, Snapshot};
 use super::pause::Pause;
 use crate::error::{Error, Result};
 use crate::format::current::Current;
+use crate::format::edit::{self, Edit, Fresh, Rejected, Settled};
 use crate::format::path::Object;
 
 impl Manifests {
+    /// Commits an edit, computed anew from whatever is there, until its effect is there. Begins
+    /// with what is known and reads again only after a conflict.
+    ///
+    /// Goes on for as long as the store is unavailable; bound it by dropping it (it may land later
+    /// then). Costs a PUT and a swap, and a GET more for each further try.
+    ///
+    /// # Errors
+    /// `Fenced` where the edit's epoch has passed; `Conflict` where what it builds on is gone;
+    /// `Invalid` where no state will take it; `Corrupt`.
+    pub async fn commit(&self, mut known: Snapshot, edit: &Edit) -> Result<Snapshot> {
+        let mut pause = Pause::new();
+        loop {
+            match edit.settle(&known.current, &known.manifest) {
+                Settled::Open => {}
+                Settled::Done => return Ok(known),
+                Settled::Fenced { held, found } => return Err(Error::Fenced { held, found }),
+            }
+            let fresh =
+                Fresh { manifest: self.env.random.uuid(), nonce: self.env.random.uuid() };
+            let next = edit::apply(&known.current, &known.manifest, edit, fresh)?;
+            let object = Object::Manifest(next.manifest.id);
+            let swapped = match self.bucket.put(&object, next.body).await {
+                Ok(()) => {
+                    let body = next.current.encode();
+                    self.bucket.swap(&Object::Current, body, &known.version).await
+                }
+                Err(error) => Err(error),
+            };
+            match swapped {
+                Ok(version) => {
+                    let manifest = Arc::new(next.manifest);
+                    return Ok(Snapshot { current: next.current, version, manifest });
+                }
+                Err(Error::Conflict(_)) => {}
+                Err(error @ (Error::Unavailable(_) | Error::Indeterminate(_))) => {
+                    pause.wait(&self.env, &error).await;
+                }
+                Err(error) => return Err(error),
+            }
+            known = self.read_back(&known, &mut pause).await?;
+        }
+    }
+
     /// Swaps fields of CURRENT that name no manifest: the writer's `closed` and lease.
     ///
-    /// `change` returns `None` where its effect is there or not wanted any more.
+    /// `change` returns `None` where its effect is there or not wanted any more. Costs a swap, and
+    /// a GET and a swap for each further try; goes on while the store is unavailable.
     pub async fn amend<C>(&self, mut known: Snapshot, mut change: C) -> Result<Snapshot>
     where
         C: FnMut(&Current) -> Result<Option<Current>> + Send,
@@ -49,6 +96,16 @@ impl Manifests {
                 }
                 Err(error) => return Err(error),
             }
+        }
+    }
+}
+
+impl From<Rejected> for Error {
+    fn from(rejected: Rejected) -> Self {
+        match rejected {
+            Rejected::Fenced { held, found } => Self::Fenced { held, found },
+            Rejected::Gone(what) => Self::Conflict(what),
+            Rejected::Invalid(what) => Self::Invalid(what),
         }
     }
 }
