@@ -99,16 +99,7 @@ impl Committer {
         next: Position,
     ) -> Self {
         assert!(pacing.window >= 1, "a window of at least one");
-        Self {
-            front,
-            wal,
-            env,
-            pacing,
-            identity,
-            next,
-            window: VecDeque::new(),
-            sent_at: None,
-        }
+        Self { front, wal, env, pacing, identity, next, window: VecDeque::new(), sent_at: None }
     }
 
     /// Commits groups until `drain` is cancelled and everything taken before is proven.

@@ -107,12 +107,7 @@ const SETTINGS: &[Setting] = &[
         "64MiB",
         "Memory for data blocks that reads at the writer need",
     ),
-    Setting::new(
-        "meta_memory",
-        Kind::Size,
-        "128MiB",
-        "Memory for filters and indexes of SSTs",
-    ),
+    Setting::new("meta_memory", Kind::Size, "128MiB", "Memory for filters and indexes of SSTs"),
 ];
 
 /// The writer's settings, typed.

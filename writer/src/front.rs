@@ -17,10 +17,10 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use cairn_common::clock::Clock;
+use cairn_common::format::manifest::WalRange;
 use cairn_common::format::wal::WalBuilder;
 use cairn_common::lsm::memtable::{Memtable, SeqWindow};
 use cairn_common::read::view::{OpenTree, View};
-use cairn_common::format::manifest::WalRange;
 use cairn_common::types::{Batch, Epoch, Op, PayloadRef, Seq, WalId};
 use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, watch};
@@ -248,11 +248,7 @@ impl Front {
     /// The operations are on distinct keys and within the limits. A batch that was taken commits
     /// whether or not anybody waits for it.
     /// Leaves `ops` as they are where it refuses.
-    pub fn submit(
-        &self,
-        ops: &mut Vec<Op>,
-        known: Option<&Known<'_>>,
-    ) -> Result<Ticket, Refusal> {
+    pub fn submit(&self, ops: &mut Vec<Op>, known: Option<&Known<'_>>) -> Result<Ticket, Refusal> {
         let mut state = self.lock();
         if let Some(end) = state.end {
             return Err(Refusal::Ended(end));
@@ -498,21 +494,21 @@ impl State {
             return Err(Refusal::Reread);
         }
         let window = SeqWindow { above: known.seq, up_to: Seq::MAX };
-        let newest_first =
-            [&self.active].into_iter().map(|active| &active.memtable).chain(
-                self.frozen.iter().rev().map(|frozen| &frozen.memtable),
-            );
+        let newest_first = [&self.active]
+            .into_iter()
+            .map(|active| &active.memtable)
+            .chain(self.frozen.iter().rev().map(|frozen| &frozen.memtable));
         let mut etag = known.etag;
         let mut decided_at = known.seq;
         for memtable in newest_first {
             let mut newest = None;
-            memtable.versions(&known.condition.key, window, |entry, _| {
+            let found = memtable.versions(&known.condition.key, window, |entry, _| {
                 let absent = matches!(entry.payload, PayloadRef::Tombstone)
                     || entry.is_expired(known.now_ms);
                 newest = Some((entry.seq, absent));
                 ControlFlow::Break(())
             });
-            if let Some((seq, absent)) = newest {
+            if let (Some((seq, absent)), ControlFlow::Break(())) = (newest, found) {
                 etag = (!absent).then_some(seq);
                 decided_at = seq;
                 break;

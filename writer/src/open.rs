@@ -158,17 +158,7 @@ impl<'a> Walk<'a> {
         let last_seq = snapshot.manifest.flushed_seq;
         let memtable = Arc::new(Memtable::new());
         let (from, wal_objects) = (position, 0);
-        Self {
-            takeover,
-            identity,
-            snapshot,
-            tree,
-            from,
-            position,
-            last_seq,
-            memtable,
-            wal_objects,
-        }
+        Self { takeover, identity, snapshot, tree, from, position, last_seq, memtable, wal_objects }
     }
 
     /// T2 to T6: walks to the end and fences it, as often as something else comes first. Returns

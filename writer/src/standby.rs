@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use cairn_common::env::Env;
 use cairn_common::error::{Error, Result};
-use cairn_common::store::manifest::{Creation, Manifests, Snapshot};
+use cairn_common::store::manifest::{Manifests, Snapshot};
 use cairn_common::types::Epoch;
 
 use crate::lease::RETRY_PAUSE;
@@ -121,8 +121,8 @@ impl Standby<'_> {
 /// The database, made where the root is empty; waits while the store is unavailable.
 ///
 /// # Errors
-/// `Corrupt`: a damaged root.
-pub async fn create(manifests: &Manifests) -> Result<Creation> {
+/// `Corrupt`: a damaged root. `Unfit`: a store that does not honour conditions.
+pub async fn create(manifests: &Manifests) -> Result<Snapshot> {
     loop {
         match manifests.create().await {
             Err(error @ (Error::Unavailable(_) | Error::Indeterminate(_))) => {

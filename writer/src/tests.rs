@@ -8,9 +8,9 @@ use cairn_common::clock::TokioClock;
 use cairn_common::env::{Cpu, Env, SeededRandom};
 use cairn_common::error::Error;
 use cairn_common::format::sst::SstOptions;
+use cairn_common::http::conditions::Conditions;
 use cairn_common::store::cache::BlockCache;
 use cairn_common::store::claim::Claim;
-use cairn_common::store::manifest::Creation;
 use cairn_common::store::object::{Bucket, StoreSettings};
 use cairn_common::store::sst::MetaBudget;
 use cairn_common::types::{Op, Payload, Role, Seq};
@@ -18,7 +18,7 @@ use object_store::memory::InMemory;
 use object_store::throttle::{ThrottleConfig, ThrottledStore};
 use tokio::time::Instant;
 
-use crate::condition::{Condition, EtagTest};
+use crate::condition::Condition;
 use crate::config::{Config, LogConfig, PROGRAM};
 use crate::engine::{Engine, Parts};
 use crate::service::{Durability, Unwritten, Write, Writer};
@@ -42,7 +42,9 @@ impl Rig {
             random: Arc::new(SeededRandom::new(7)),
             cpu: Cpu::Inline,
         };
-        let bucket = Bucket::new(Arc::clone(&store) as _, "db", StoreSettings::default(), env.clone());
+        let bucket =
+            Bucket::new(Arc::clone(&store) as _, "db", StoreSettings::default(), env.clone())
+                .unwrap();
         let parts = Parts {
             env,
             bucket,
@@ -65,9 +67,7 @@ impl Rig {
     }
 
     async fn open(&self, overrides: &[(&str, &str)]) -> Engine {
-        let Creation::There(snapshot) = self.parts.manifests().create().await.unwrap() else {
-            panic!("an in-memory store honours conditions")
-        };
+        let snapshot = self.parts.manifests().create().await.unwrap();
         let uuid = self.parts.env.random.uuid();
         let claim = Claim { role: Role::Writer, uuid, url: None, lease: LEASE };
         let log = Self::log(overrides);
@@ -206,7 +206,10 @@ async fn of_racing_creates_exactly_one_is_applied() {
         let writer = Arc::clone(engine.writer());
         racers.spawn(async move {
             let key = Bytes::from_static(b"key");
-            let condition = Some(Condition { key, tests: vec![EtagTest::Absent] });
+            let mut headers = http::HeaderMap::new();
+            headers.insert("if-none-match", "*".parse().unwrap());
+            let tests = Conditions::parse(&headers).unwrap();
+            let condition = Some(Condition { key, tests });
             writer.write(Write { condition, ..put("key", &racer.to_string()) }).await
         });
     }

@@ -36,8 +36,7 @@ impl Manifests {
                 Settled::Done => return Ok(known),
                 Settled::Fenced { held, found } => return Err(Error::Fenced { held, found }),
             }
-            let fresh =
-                Fresh { manifest: self.env.random.uuid(), nonce: self.env.random.uuid() };
+            let fresh = Fresh { manifest: self.env.random.uuid(), nonce: self.env.random.uuid() };
             let next = edit::apply(&known.current, &known.manifest, edit, fresh)?;
             let object = Object::Manifest(next.manifest.id);
             let swapped = match self.bucket.put(&object, next.body).await {

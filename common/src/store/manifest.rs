@@ -29,16 +29,6 @@ pub struct Snapshot {
     pub manifest: Arc<Manifest>,
 }
 
-/// How a creation ended.
-#[derive(Debug)]
-pub enum Creation {
-    /// The database is there, made by us or by another.
-    There(Snapshot),
-    /// The store does not honour conditional writes: nothing here is safe. What it did, and what
-    /// to do.
-    Refused(String),
-}
-
 /// The manifests of the database in one bucket.
 #[derive(Clone, Debug)]
 pub struct Manifests {
@@ -87,14 +77,17 @@ impl Manifests {
     ///
     /// Costs two GETs where a database is there, about a dozen requests where not. Dropped halfway,
     /// it leaves what the next try takes for an empty root.
-    pub async fn create(&self) -> Result<Creation> {
+    ///
+    /// # Errors
+    /// `Unfit` where the store does not honour conditional writes; `Corrupt` for a damaged root.
+    pub async fn create(&self) -> Result<Snapshot> {
         loop {
             if let Some(snapshot) = self.load().await? {
-                return Ok(Creation::There(snapshot));
+                return Ok(snapshot);
             }
             match probe::probe(&self.bucket, self.env.random.uuid()).await? {
                 Verdict::Honoured => {}
-                Verdict::Refused(why) => return Ok(Creation::Refused(why)),
+                Verdict::Refused(why) => return Err(Error::Unfit(why)),
             }
             let id = ManifestId { version: 1, uuid: self.env.random.uuid() };
             let manifest = Manifest::empty(self.env.random.uuid(), id);
