@@ -8,10 +8,16 @@ pub const KEY_BYTES_MAX: usize = 16 * 1024;
 pub const VALUE_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Largest batch in bytes of keys and values: what one request may pin in memory.
 pub const BATCH_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Largest body of a batch: JSON and base64 around the largest batch.
+pub const BATCH_BODY_BYTES_MAX: usize = 2 * BATCH_BYTES_MAX;
 /// Most operations in a batch: bounds the short critical section of a write.
 pub const BATCH_OPS_MAX: usize = 10_000;
 /// Most keys in a multi-get.
 pub const GET_KEYS_MAX: usize = 1_000;
+/// Largest body of a multi-get: base64 and JSON around the most keys of the greatest length.
+pub const GET_BODY_BYTES_MAX: usize = 2 * GET_KEYS_MAX * KEY_BYTES_MAX;
+/// Most bytes of values in the reply to a multi-get.
+pub const GET_VALUES_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Key bounds of SSTs are cut to this many bytes: manifests stay small whatever the keys.
 pub const BOUND_BYTES_MAX: usize = 256;
 

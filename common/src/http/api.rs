@@ -19,6 +19,7 @@ use super::problem::{Answer, Code, Problem};
 use super::request::{CAIRN_LAG_MS, CAIRN_SEQ};
 use crate::build::VERSION;
 use crate::format::manifest::{Manifest, RunInfo, SstInfo};
+use crate::store::cache::CacheStats;
 use crate::store::metrics::StoreSnapshot;
 use crate::types::{Epoch, Seq};
 
@@ -193,6 +194,21 @@ impl Status {
             ..Self::default()
         }
     }
+
+    /// Adds what the block cache has done, and what it holds.
+    pub fn put_cache(&mut self, stats: &CacheStats) {
+        self.memory.insert("block_cache", stats.memory_bytes);
+        self.cache.extend([
+            ("memory_hits", stats.memory_hits),
+            ("memory_misses", stats.memory_misses),
+            ("memory_bytes", stats.memory_bytes),
+            ("memory_blocks", stats.memory_blocks),
+            ("disk_hits", stats.disk_hits),
+            ("disk_damaged", stats.disk_damaged),
+            ("disk_dropped", stats.disk_dropped),
+            ("disk_written_bytes", stats.disk_written_bytes),
+        ]);
+    }
 }
 
 /// The tree in figures.
@@ -358,12 +374,16 @@ mod tests {
     fn status_names_what_applies() {
         let mut status = Status::new("reader", &StoreSnapshot::default());
         status.seq = Some(Seq(7));
+        status.put_cache(&CacheStats { memory_hits: 5, ..CacheStats::default() });
         status.more.insert("writer_url", Value::Null);
         let json = serde_json::to_value(&status).unwrap();
         assert_eq!((&json["role"], &json["seq"]), (&"reader".into(), &7.into()));
         assert!(json.get("durable_seq").is_none());
         assert!(json["memory"]["resident"].as_u64().unwrap() > 0);
-        assert_eq!(json["store"]["requests"], 0);
+        assert_eq!(
+            (&json["store"]["requests"], &json["cache"]["memory_hits"]),
+            (&0.into(), &5.into())
+        );
         assert!(json.get("writer_url").is_some());
     }
 }

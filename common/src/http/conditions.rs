@@ -141,19 +141,20 @@ fn tag_list(text: &str) -> Option<Vec<Tag>> {
 mod tests {
     use super::*;
 
-    fn parsed(name: HeaderName, lines: &[&'static str]) -> Answer<Conditions> {
-        let lines = lines.iter().map(|line| (name.clone(), line.parse().unwrap()));
+    fn parsed(name: &HeaderName, lines: &[&'static str]) -> Answer<Conditions> {
         let mut headers = HeaderMap::new();
-        lines.for_each(|(name, line)| drop(headers.append(name, line)));
+        for line in lines {
+            headers.append(name, line.parse().unwrap());
+        }
         Conditions::parse(&headers)
     }
 
     fn if_match(lines: &[&'static str]) -> Conditions {
-        parsed(header::IF_MATCH, lines).unwrap()
+        parsed(&header::IF_MATCH, lines).unwrap()
     }
 
     fn if_none_match(lines: &[&'static str]) -> Conditions {
-        parsed(header::IF_NONE_MATCH, lines).unwrap()
+        parsed(&header::IF_NONE_MATCH, lines).unwrap()
     }
 
     const NOW: Option<Seq> = Some(Seq(12));
@@ -189,8 +190,8 @@ mod tests {
     #[test]
     fn what_is_no_list_of_tags_is_refused() {
         for wrong in ["12", "\"12", "\"1\" \"2\"", "", ",", "*, \"1\"", "w/\"1\""] {
-            assert!(parsed(header::IF_MATCH, &[wrong]).is_err(), "{wrong:?}");
+            assert!(parsed(&header::IF_MATCH, &[wrong]).is_err(), "{wrong:?}");
         }
-        assert!(parsed(header::IF_MATCH, &["*", "\"1\""]).is_err());
+        assert!(parsed(&header::IF_MATCH, &["*", "\"1\""]).is_err());
     }
 }

@@ -8,12 +8,15 @@
 //! ```
 
 pub mod api;
+pub mod batch;
 pub mod conditions;
 mod connection;
+mod cursor;
 pub mod keys;
 pub mod metrics;
 pub mod problem;
 pub mod reads;
 pub mod request;
+mod scans;
 pub mod shell;
 pub mod surface;

@@ -18,8 +18,10 @@ use prometheus_client::metrics::info::Info;
 pub use prometheus_client::registry::Registry;
 
 use crate::build::VERSION;
+use crate::store::cache::BlockCache;
 use crate::store::object::Bucket;
 
+mod cache;
 mod store;
 
 /// The content type of `/metrics`.
@@ -93,6 +95,12 @@ impl Metrics {
     /// Adds the counters of the object store.
     pub fn register_store(&self, bucket: Bucket) {
         let collector = Box::new(store::StoreCollector { bucket });
+        self.register(|registry| registry.register_collector(collector));
+    }
+
+    /// Adds the counters of the block cache.
+    pub fn register_cache(&self, cache: BlockCache) {
+        let collector = Box::new(cache::CacheCollector { cache });
         self.register(|registry| registry.register_collector(collector));
     }
 
@@ -199,6 +207,17 @@ mod tests {
             assert!(text.contains(&line), "{line} in {text}");
         }
         assert!(resident_bytes() > 0);
+    }
+
+    #[test]
+    fn hits_and_bytes_of_the_cache_are_there() {
+        let metrics = Metrics::new("reader");
+        metrics.register_cache(BlockCache::memory_only(1 << 20));
+        let text = metrics.encode();
+        for line in ["cairn_cache_hits_total{tier=\"memory\"} 0\n", "cairn_cache_memory_bytes 0\n"]
+        {
+            assert!(text.contains(line), "{line} in {text}");
+        }
     }
 
     #[tokio::test]

@@ -7,14 +7,18 @@ use crate::clock::SystemClock;
 use crate::http::keys::{Key, ROUTES};
 use crate::store::metrics::StoreSnapshot;
 
-struct Fake {
-    ready: bool,
+enum Fake {
+    Ready,
+    Waiting,
 }
 
 #[async_trait]
 impl Node for Fake {
     fn readiness(&self) -> Answer<()> {
-        if self.ready { Ok(()) } else { Err(Problem::new(Code::Standby, "waiting")) }
+        match self {
+            Self::Ready => Ok(()),
+            Self::Waiting => Err(Problem::new(Code::Standby, "waiting")),
+        }
     }
 
     async fn status(&self) -> Status {
@@ -38,8 +42,8 @@ fn routes() -> Router {
     ROUTES.into_iter().fold(routes, |routes, path| routes.route(path, keyed()))
 }
 
-fn data(ready: bool) -> Router {
-    surface(HttpLimits::default()).data(Arc::new(Fake { ready }), routes())
+fn data(node: Fake) -> Router {
+    surface(HttpLimits::default()).data(Arc::new(node), routes())
 }
 
 async fn answer(router: &Router, method: &str, uri: &str, body: &'static str) -> (u16, Vec<u8>) {
@@ -59,7 +63,7 @@ async fn problem(router: &Router, method: &str, uri: &str) -> (u16, String, Opti
 
 #[tokio::test]
 async fn keys_reach_handlers_as_they_stand_in_the_path() {
-    let router = data(true);
+    let router = data(Fake::Ready);
     for (path, key) in [
         ("/v1/kv/users/42", &b"users/42"[..]),
         ("/v1/kv//", b"/"),
@@ -78,7 +82,7 @@ async fn keys_reach_handlers_as_they_stand_in_the_path() {
 
 #[tokio::test]
 async fn what_is_refused_before_a_handler_was_not_applied() {
-    let router = data(true);
+    let router = data(Fake::Ready);
     let refused = |status, code: &str, outcome: Option<&str>| {
         (status, code.to_owned(), outcome.map(str::to_owned))
     };
@@ -103,10 +107,10 @@ async fn what_is_refused_before_a_handler_was_not_applied() {
 #[tokio::test]
 async fn headers_of_a_completed_problem_stay() {
     let request = Request::post("/v1/batch").body(Body::empty()).unwrap();
-    let response = data(true).oneshot(request).await.unwrap();
+    let response = data(Fake::Ready).oneshot(request).await.unwrap();
     assert_eq!(response.headers()["etag"], "\"1\"");
     let request = Request::patch("/v1/batch").body(Body::empty()).unwrap();
-    let response = data(true).oneshot(request).await.unwrap();
+    let response = data(Fake::Ready).oneshot(request).await.unwrap();
     assert_eq!(
         (response.status().as_u16(), &response.headers()["allow"]),
         (405, &"POST".parse().unwrap())
@@ -115,7 +119,7 @@ async fn headers_of_a_completed_problem_stay() {
 
 #[tokio::test]
 async fn targets_and_bodies_have_bounds() {
-    let router = data(true);
+    let router = data(Fake::Ready);
     let long = format!("/v1/kv/{}", "x".repeat(URI_BYTES_MAX));
     assert_eq!(problem(&router, "GET", &long).await.0, 414);
     let (status, _) = answer(&router, "PUT", "/v1/kv/a", "sixteen bytes at most").await;
@@ -124,10 +128,10 @@ async fn targets_and_bodies_have_bounds() {
 
 #[tokio::test]
 async fn health_is_told_apart_from_readiness() {
-    let waiting = data(false);
+    let waiting = data(Fake::Waiting);
     assert_eq!(answer(&waiting, "GET", "/livez", "").await.0, 200);
     assert_eq!(problem(&waiting, "GET", "/readyz").await.1, "standby");
-    assert_eq!(answer(&data(true), "GET", "/readyz", "").await.0, 200);
+    assert_eq!(answer(&data(Fake::Ready), "GET", "/readyz", "").await.0, 200);
     let (status, body) = answer(&waiting, "GET", "/v1/status", "").await;
     let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
     assert_eq!((status, &body["role"]), (200, &"writer".into()));
@@ -136,7 +140,7 @@ async fn health_is_told_apart_from_readiness() {
 #[tokio::test]
 async fn metrics_are_on_the_ops_listener_alone() {
     let surface = surface(HttpLimits::default());
-    let node = Arc::new(Fake { ready: true });
+    let node = Arc::new(Fake::Ready);
     let data = surface.data(Arc::clone(&node), routes());
     let ops = surface.ops(node, Router::new());
     assert_eq!(problem(&data, "GET", "/metrics").await.0, 404);
@@ -158,7 +162,7 @@ async fn metrics_are_on_the_ops_listener_alone() {
 #[tokio::test]
 async fn excess_requests_are_refused_at_once() {
     let limits = HttpLimits { requests_max: 0, ..HttpLimits::default() };
-    let router = surface(limits).data(Arc::new(Fake { ready: true }), routes());
+    let router = surface(limits).data(Arc::new(Fake::Ready), routes());
     let refused = (503, "overloaded".to_owned(), Some("not_applied".to_owned()));
     assert_eq!(problem(&router, "PUT", "/v1/kv/a").await, refused);
     assert_eq!(answer(&router, "GET", "/livez", "").await.0, 200);

@@ -1,0 +1,384 @@
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use axum::body::to_bytes;
+use axum::extract::Request;
+use http::Response;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use tower::ServiceExt as _;
+use uuid::Uuid;
+
+use super::*;
+use crate::clock::SystemClock;
+use crate::config::HttpLimits;
+use crate::env::Env;
+use crate::format::manifest::{Manifest, SstInfo};
+use crate::format::path::{ManifestId, OutputId};
+use crate::http::api::Status;
+use crate::http::metrics::Metrics;
+use crate::http::surface::{Node, Surface};
+use crate::lsm::memtable::Memtable;
+use crate::read::view::OpenTree;
+use crate::store::cache::BlockCache;
+use crate::store::metrics::StoreSnapshot;
+use crate::store::object::{Bucket, StoreSettings};
+use crate::store::sst::{MetaBudget, SstStore};
+use crate::types::{Batch, Epoch, Op, Payload, Role};
+
+const NOW_MS: u64 = 1_700_000_000_000;
+
+/// Views in the order in which reloads reveal them.
+struct Fixed {
+    views: Vec<Arc<View>>,
+    reloads: AtomicUsize,
+    asked: Mutex<Vec<ReadRequest>>,
+}
+
+#[async_trait]
+impl Views for Fixed {
+    async fn view(&self, request: ReadRequest) -> Answer<Answerable> {
+        self.asked.lock().unwrap().push(request);
+        let view = Arc::clone(&self.views[self.reloads.load(Ordering::Relaxed)]);
+        if request.min_seq.is_some_and(|seq| seq > view.seq) {
+            return Err(Problem::new(Code::NotYet, "not that far"));
+        }
+        Ok(Answerable { view, lag_ms: Some(7), now_ms: NOW_MS })
+    }
+
+    async fn reload(&self) -> Result<()> {
+        self.reloads.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Node for Fixed {
+    fn readiness(&self) -> Answer<()> {
+        Ok(())
+    }
+
+    async fn status(&self) -> Status {
+        Status::new("reader", &StoreSnapshot::default())
+    }
+}
+
+/// A view of one memtable: one batch a pair, from seq 1 on.
+async fn view(pairs: &[(&[u8], &[u8])], l0: Vec<SstInfo>) -> Arc<View> {
+    let env = Env::system();
+    let bucket = Bucket::open("memory://", StoreSettings::default(), env.clone()).unwrap();
+    let (database, cache) = (Uuid::from_u128(1), BlockCache::memory_only(1 << 20));
+    let ssts = Arc::new(SstStore::new(bucket, database, cache, MetaBudget { bytes: 1 << 20 }, env));
+    let id = ManifestId { version: 1, uuid: Uuid::from_u128(2) };
+    let manifest = Manifest { l0, ..Manifest::empty(database, id) };
+    let tree = OpenTree::open(&ssts, Arc::new(manifest), None).await.unwrap();
+    let memtable = Memtable::new();
+    let mut seq = Seq::ZERO;
+    for (key, value) in pairs {
+        seq = seq.next();
+        let payload = Payload::Value(Bytes::copy_from_slice(value));
+        let op = Op { key: Bytes::copy_from_slice(key), payload, expires_ms: None };
+        memtable.insert(&Batch { seq, ops: vec![op] });
+    }
+    Arc::new(View::new(vec![Arc::new(memtable)], Arc::new(tree), seq))
+}
+
+/// An SST that is in no bucket.
+fn gone() -> SstInfo {
+    let id = OutputId { role: Role::Writer, epoch: Epoch(1), uuid: Uuid::from_u128(3) };
+    SstInfo {
+        id,
+        bytes: 1000,
+        meta_offset: 500,
+        entries: 1,
+        tombstones: 0,
+        operands: 0,
+        first_key: "a".into(),
+        last_key: "z".into(),
+        first_seq: Seq(1),
+        last_seq: Seq(1),
+        wal: None,
+        expires: None,
+        home: None,
+    }
+}
+
+struct Site {
+    views: Arc<Fixed>,
+    router: Router,
+}
+
+impl Site {
+    fn new(views: Vec<Arc<View>>) -> Self {
+        let views =
+            Arc::new(Fixed { views, reloads: AtomicUsize::new(0), asked: Mutex::default() });
+        let metrics = Arc::new(Metrics::new("reader"));
+        let clock = Arc::new(SystemClock::default());
+        let surface = Surface::new(HttpLimits::default(), metrics, clock);
+        let router = surface.data(Arc::clone(&views), routes(Arc::clone(&views)));
+        Self { views, router }
+    }
+
+    async fn ask(&self, request: http::request::Builder, body: &str) -> (Response<()>, Vec<u8>) {
+        let request: Request = request.body(Body::from(body.to_owned())).unwrap();
+        let response = self.router.clone().oneshot(request).await.unwrap();
+        let (parts, body) = response.into_parts();
+        let body = to_bytes(body, usize::MAX).await.unwrap().to_vec();
+        (Response::from_parts(parts, ()), body)
+    }
+
+    async fn get(&self, uri: &str, headers: &[(&str, &str)]) -> (Response<()>, Vec<u8>) {
+        let request = Request::get(uri);
+        let request =
+            headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+        self.ask(request, "").await
+    }
+
+    async fn json(&self, uri: &str) -> (u16, Value) {
+        let (response, body) = self.get(uri, &[]).await;
+        (response.status().as_u16(), serde_json::from_slice(&body).unwrap())
+    }
+
+    async fn lines(&self, uri: &str) -> Vec<Value> {
+        let (response, body) = self.get(uri, &[("accept", "application/x-ndjson")]).await;
+        assert_eq!(response.headers()["content-type"], "application/x-ndjson");
+        let lines = body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        lines.map(|line| serde_json::from_slice(line).unwrap()).collect()
+    }
+}
+
+async fn site() -> Site {
+    let pairs: [(&[u8], &[u8]); 4] =
+        [(b"a/1", b"one"), (b"a/2", b"\xff"), (b"b", b""), (b"\xfe", b"x")];
+    Site::new(vec![view(&pairs, vec![]).await])
+}
+
+#[tokio::test]
+async fn a_value_is_answered_raw_with_its_headers() {
+    let site = site().await;
+    let (response, body) = site.get("/v1/kv/a/1", &[]).await;
+    assert_eq!((response.status().as_u16(), &body[..]), (200, &b"one"[..]));
+    let headers = response.headers();
+    for (name, value) in [
+        ("content-type", "application/octet-stream"),
+        ("etag", "\"1\""),
+        ("cairn-seq", "4"),
+        ("cairn-lag-ms", "7"),
+        ("content-length", "3"),
+    ] {
+        assert_eq!(headers[name], value, "{name}");
+    }
+    let (head, body) = site.ask(Request::head("/v1/kv/a/1"), "").await;
+    assert_eq!(
+        (head.status().as_u16(), &head.headers()["content-length"]),
+        (200, &"3".parse().unwrap())
+    );
+    assert!(body.is_empty());
+    let (head, body) = site.ask(Request::head("/v1/kv/none"), "").await;
+    assert_eq!((head.status().as_u16(), body.len()), (404, 0));
+}
+
+#[tokio::test]
+async fn a_missing_key_says_of_which_view() {
+    let (response, body) = site().await.get("/v1/kv/none", &[("if-match", "*")]).await;
+    let body: Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!((response.status().as_u16(), &body["code"]), (404, &json!("not_found")));
+    assert_eq!(response.headers()["cairn-seq"], "4");
+    assert!(body.get("outcome").is_none());
+}
+
+#[tokio::test]
+async fn conditions_are_judged_by_the_etag() {
+    let site = site().await;
+    for (name, value, status) in [
+        ("if-none-match", "\"1\"", 304),
+        ("if-none-match", "W/\"1\", \"9\"", 304),
+        ("if-none-match", "*", 304),
+        ("if-none-match", "\"2\"", 200),
+        ("if-match", "\"1\"", 200),
+        ("if-match", "*", 200),
+        ("if-match", "\"2\"", 412),
+        ("if-match", "1", 400),
+    ] {
+        let (response, body) = site.get("/v1/kv/a/1", &[(name, value)]).await;
+        assert_eq!(response.status(), status, "{name}: {value}");
+        assert!(status != 304 || body.is_empty());
+        if status == 304 || status == 412 {
+            assert_eq!(response.headers()["etag"], "\"1\"");
+            assert_eq!(response.headers()["cairn-seq"], "4");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_a_read_asks_reaches_the_views() {
+    let site = site().await;
+    let headers = [("cairn-min-seq", "4"), ("cairn-allow-stale", "true"), ("cairn-timeout", "2s")];
+    assert_eq!(site.get("/v1/kv/b?level=memory", &headers).await.0.status(), 200);
+    let asked = *site.views.asked.lock().unwrap().last().unwrap();
+    assert_eq!(asked.min_seq, Some(Seq(4)));
+    assert_eq!((asked.level, asked.staleness), (Level::Memory, Staleness::Any));
+    assert!(asked.deadline.remaining() <= std::time::Duration::from_secs(2));
+    let (response, _) = site.get("/v1/kv/b", &[("cairn-min-seq", "5")]).await;
+    assert_eq!(
+        (response.status().as_u16(), &response.headers()["retry-after"]),
+        (503, &"1".parse().unwrap())
+    );
+    for uri in ["/v1/kv/b?level=both", "/v1/kv/b?ttl=1s", "/v1/kv?lim=1"] {
+        assert_eq!(site.json(uri).await.1["code"], "invalid_argument", "{uri}");
+    }
+}
+
+#[tokio::test]
+async fn pages_follow_the_cursor() {
+    let site = site().await;
+    let (status, page) = site.json("/v1/kv").await;
+    assert_eq!(status, 200);
+    assert_eq!(
+        page,
+        json!({"seq": 4, "cursor": null, "entries": [
+            {"key": "a/1", "value": "one", "etag": "1"},
+            {"key": "a/2", "value_b64": "/w==", "etag": "2"},
+            {"key": "b", "value": "", "etag": "3"},
+            {"key_b64": "/g==", "value": "x", "etag": "4"},
+        ]})
+    );
+    for reverse in ["false", "true"] {
+        let mut keys = Vec::new();
+        let mut uri = format!("/v1/kv?limit=1&keys_only=true&start=a&end_b64=_w&reverse={reverse}");
+        let base = uri.clone();
+        loop {
+            let (_, page) = site.json(&uri).await;
+            for entry in page["entries"].as_array().unwrap() {
+                assert!(entry.get("value").is_none());
+                keys.push(entry.get("key").or(entry.get("key_b64")).unwrap().clone());
+            }
+            let Some(cursor) = page["cursor"].as_str() else { break };
+            uri = format!("{base}&cursor={cursor}");
+        }
+        if reverse == "true" {
+            keys.reverse();
+        }
+        assert_eq!(keys, ["a/1", "a/2", "b", "/g=="]);
+    }
+}
+
+#[tokio::test]
+async fn a_page_that_ends_exactly_at_its_limit_has_no_cursor() {
+    let (_, page) = site().await.json("/v1/kv?prefix=a/&limit=2").await;
+    assert_eq!((page["entries"].as_array().unwrap().len(), &page["cursor"]), (2, &Value::Null));
+}
+
+#[tokio::test]
+async fn bounds_are_understood_or_refused() {
+    let site = site().await;
+    let count = async |uri: &str| site.json(uri).await.1["entries"].as_array().unwrap().len();
+    assert_eq!(count("/v1/kv?prefix=a%2F").await, 2);
+    assert_eq!(count("/v1/kv?prefix_b64=_g").await, 1);
+    assert_eq!(count("/v1/kv?start=a/2&end=b").await, 1);
+    assert_eq!(count("/v1/kv?start=b&end=a").await, 0);
+    assert_eq!(count("/v1/kv?limit=1000000").await, 4);
+    let cursor = site.json("/v1/kv?limit=1").await.1["cursor"].as_str().unwrap().to_owned();
+    for uri in [
+        "/v1/kv?prefix=a&start=a",
+        "/v1/kv?prefix=a&prefix_b64=YQ",
+        "/v1/kv?start_b64=_w==",
+        "/v1/kv?limit=0",
+        "/v1/kv?limit=x",
+        "/v1/kv?reverse=yes",
+        "/v1/kv?cursor=x",
+        &format!("/v1/kv?prefix=a&cursor={cursor}"),
+        &format!("/v1/kv?reverse=true&cursor={cursor}"),
+    ] {
+        let (status, body) = site.json(uri).await;
+        assert_eq!((status, &body["code"]), (400, &json!("invalid_argument")), "{uri}");
+    }
+}
+
+#[tokio::test]
+async fn a_stream_ends_with_its_end_line() {
+    let site = site().await;
+    let lines = site.lines("/v1/kv").await;
+    assert_eq!(lines.len(), 5);
+    assert_eq!(lines[0], json!({"key": "a/1", "value": "one", "etag": "1"}));
+    assert_eq!(lines[4], json!({"end": true, "seq": 4, "cursor": null}));
+    let lines = site.lines("/v1/kv?limit=2").await;
+    let cursor = lines[2]["cursor"].as_str().unwrap();
+    let rest = site.lines(&format!("/v1/kv?cursor={cursor}")).await;
+    assert_eq!((lines.len(), rest.len(), &rest[0]["key"]), (3, 3, &json!("b")));
+}
+
+#[tokio::test]
+async fn long_streams_come_in_pieces() {
+    let keys: Vec<_> = (0..5_000).map(|index| format!("{index:05}").into_bytes()).collect();
+    let pairs: Vec<_> = keys.iter().map(|key| (&key[..], &[b'v'; 100][..])).collect();
+    let site = Site::new(vec![view(&pairs, vec![]).await]);
+    let lines = site.lines("/v1/kv").await;
+    assert_eq!(lines.len(), 5_001);
+    assert_eq!(lines[4_999]["key"], "04999");
+    assert_eq!(lines[5_000]["end"], true);
+    assert_eq!(site.json("/v1/kv").await.1["entries"].as_array().unwrap().len(), 1_000);
+}
+
+#[tokio::test]
+async fn many_keys_are_answered_in_order() {
+    let site = site().await;
+    let body = r#"{"keys":["b","none",{"b64":"/g=="},"b"]}"#;
+    let (response, body) = site.ask(Request::post("/v1/get"), body).await;
+    assert_eq!(
+        (response.status().as_u16(), &response.headers()["cairn-seq"]),
+        (200, &"4".parse().unwrap())
+    );
+    let b = json!({"key": "b", "value": "", "etag": "3"});
+    assert_eq!(
+        serde_json::from_slice::<Value>(&body).unwrap(),
+        json!({"seq": 4, "entries": [b, null, {"key_b64": "/g==", "value": "x", "etag": "4"}, b]})
+    );
+    let (response, _) = site.ask(Request::post("/v1/get"), "{").await;
+    assert_eq!(response.status(), 400);
+    let request = Request::post("/v1/get").header("content-type", "text/plain");
+    assert_eq!(site.ask(request, "").await.0.status(), 415);
+}
+
+#[tokio::test]
+async fn a_multi_get_has_a_bound_on_its_values() {
+    let value = vec![b'x'; GET_VALUES_BYTES_MAX / 2];
+    let site = Site::new(vec![view(&[(b"a", &value)], vec![]).await]);
+    let status = async |body| site.ask(Request::post("/v1/get"), body).await.0.status().as_u16();
+    assert_eq!(status(r#"{"keys":["a","a"]}"#).await, 200);
+    assert_eq!(status(r#"{"keys":["a","a","a"]}"#).await, 413);
+}
+
+#[tokio::test]
+async fn a_request_is_restarted_once_when_an_object_is_gone() {
+    let damaged = view(&[], vec![gone()]).await;
+    let sound = view(&[(b"k", b"v")], vec![]).await;
+    for uri in ["/v1/kv/k", "/v1/kv?prefix=k"] {
+        let site = Site::new(vec![Arc::clone(&damaged), Arc::clone(&sound)]);
+        assert_eq!(site.get(uri, &[]).await.0.status(), 200, "{uri}");
+        assert_eq!(site.views.reloads.load(Ordering::Relaxed), 1);
+        let site = Site::new(vec![Arc::clone(&damaged), Arc::clone(&damaged), Arc::clone(&sound)]);
+        let (status, body) = site.json(uri).await;
+        assert_eq!((status, &body["code"]), (503, &json!("store_unavailable")), "{uri}");
+    }
+    let site = Site::new(vec![Arc::clone(&damaged), sound]);
+    assert_eq!(site.lines("/v1/kv").await.len(), 2);
+    let site = Site::new(vec![Arc::clone(&damaged), damaged]);
+    let body = r#"{"keys":["k"]}"#;
+    assert_eq!(site.ask(Request::post("/v1/get"), body).await.0.status(), 503);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+    #[test]
+    fn every_key_can_be_read_back(key in prop::collection::vec(any::<u8>(), 1..40)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let site = Site::new(vec![view(&[(&key, b"v")], vec![]).await]);
+            let (response, body) = site.get(&Key::to_path(&key), &[]).await;
+            assert_eq!((response.status().as_u16(), &body[..]), (200, &b"v"[..]));
+            let (_, page) = site.json("/v1/kv").await;
+            assert_eq!(page["entries"].as_array().unwrap().len(), 1);
+        });
+    }
+}
