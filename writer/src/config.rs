@@ -175,6 +175,12 @@ pub struct FrontLimits {
     pub l0_stop_count: usize,
 }
 
+impl AsRef<Shared> for Config {
+    fn as_ref(&self) -> &Shared {
+        &self.shared
+    }
+}
+
 impl Config {
     /// Checks what the table cannot say.
     ///

@@ -2,14 +2,17 @@
 
 use std::sync::Arc;
 
-use cairn_common::build;
-use cairn_common::http::api::Status;
+use async_trait::async_trait;
+use cairn_common::error::Result;
+use cairn_common::http::api::{Status, TreeStatus};
 use cairn_common::http::problem::{Answer, Code, Outcome, Problem};
+use cairn_common::http::reads::{Answerable, Level, ReadRequest, Views};
 use cairn_common::http::request::Deadline;
 use cairn_common::http::surface::Node;
-use cairn_common::types::Epoch;
+use cairn_common::types::{Epoch, Seq};
 use tokio::sync::watch;
 
+use crate::engine::Parts;
 use crate::front::End;
 use crate::service::Writer;
 
@@ -61,12 +64,13 @@ impl Phase {
 #[derive(Debug)]
 pub struct WriterNode {
     phase: watch::Receiver<Phase>,
+    parts: Parts,
 }
 
 impl WriterNode {
     /// A node that follows this phase.
-    pub fn new(phase: watch::Receiver<Phase>) -> Self {
-        Self { phase }
+    pub fn new(phase: watch::Receiver<Phase>, parts: Parts) -> Self {
+        Self { phase, parts }
     }
 
     /// The writer once it may answer: waits out a start and a hold, within the deadline.
@@ -123,7 +127,7 @@ pub fn ended(end: End) -> Problem {
     }
 }
 
-#[async_trait::async_trait]
+#[async_trait]
 impl Node for WriterNode {
     fn readiness(&self) -> Answer<()> {
         match &*self.phase.borrow() {
@@ -134,14 +138,64 @@ impl Node for WriterNode {
 
     async fn status(&self) -> Status {
         let phase = self.now();
-        let mut status = Status::new("writer", build::VERSION);
-        status.phase = Some(phase.name());
+        let mut status = Status::new("writer", &self.parts.bucket.metrics().snapshot());
+        status.more.insert("phase", phase.name().into());
+        let cache = self.parts.cache.stats();
+        status.cache.insert("memory_hits", cache.memory_hits);
+        status.cache.insert("memory_misses", cache.memory_misses);
+        status.memory.insert("cache", cache.memory_bytes);
         if let Some(writer) = phase.writer() {
-            let progress = *writer.front.progress().borrow();
+            let view = writer.front.view();
             status.epoch = Some(writer.lease.epoch());
-            status.seq = Some(writer.front.view().seq);
-            status.durable_seq = Some(progress.durable);
+            status.seq = Some(view.seq);
+            status.durable_seq = Some(writer.front.progress().borrow().durable);
+            status.tree = Some(TreeStatus::of(&view.tree.manifest));
+            status.memory.insert("memtables", writer.front.load().unflushed_bytes);
+            status.memory.insert("metadata", view.tree.ssts.meta_bytes());
         }
         status
     }
+}
+
+#[async_trait]
+impl Views for WriterNode {
+    async fn view(&self, request: ReadRequest) -> Answer<Answerable> {
+        let writer = self.serving(request.deadline).await?;
+        let view = async {
+            if let Some(min_seq) = request.min_seq {
+                let memory = request.level == Level::Memory;
+                let reached = writer.wait_for(|now| memory || now.durable >= min_seq).await;
+                if let Some(end) = reached.end.filter(|_| reached.durable < min_seq) {
+                    return Err(ended(end));
+                }
+            }
+            let view = match request.level {
+                Level::Durable => writer.durable_view().await?,
+                Level::Memory => writer.memory_view().await?,
+            };
+            Ok(view)
+        };
+        let view = match request.deadline.limit("the view was awaited", view).await {
+            Ok(view) => view?,
+            Err(_) if request.min_seq.is_some() => return Err(not_yet(&writer, &request)),
+            Err(problem) => return Err(problem),
+        };
+        if request.min_seq.is_some_and(|min_seq| view.seq < min_seq) {
+            return Err(not_yet(&writer, &request));
+        }
+        Ok(Answerable { view, lag_ms: None, now_ms: writer.env.clock.wall_ms() })
+    }
+
+    async fn reload(&self) -> Result<()> {
+        match self.now().writer() {
+            Some(writer) => writer.newer_tree(&writer.front.view()).await,
+            None => Ok(()),
+        }
+    }
+}
+
+fn not_yet(writer: &Writer, request: &ReadRequest) -> Problem {
+    let reached = writer.front.view().seq;
+    let wanted = request.min_seq.unwrap_or(Seq::ZERO);
+    Problem::new(Code::NotYet, format!("the newest durable seq is {reached}, not {wanted} yet"))
 }

@@ -9,14 +9,16 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{post, put};
 use axum::{Json, Router};
 use bytes::Bytes;
-use cairn_common::http::api;
+use cairn_common::http::batch::read_batch;
 use cairn_common::http::conditions::Conditions;
-use cairn_common::http::keys::Key;
+use cairn_common::http::keys::{self, Key};
 use cairn_common::http::problem::{Answer, Code, Outcome, Problem};
 use cairn_common::http::request::{Arrival, CAIRN_SEQ, Params};
 use cairn_common::limits::VALUE_BYTES_MAX;
+use cairn_common::lsm::visible::fold_ops;
 use cairn_common::types::{Op, Payload, Seq};
 use http::{StatusCode, header};
+use serde::Serialize;
 
 use crate::condition::Condition;
 use crate::node::{WriterNode, ended};
@@ -26,19 +28,23 @@ use crate::service::{Durability, Unwritten, Write, Writer};
 /// When a client that met a bound may try again: about what a flush takes.
 const OVERLOAD_RETRY: Duration = Duration::from_secs(1);
 
+/// The reply to a batch or a flush.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Written {
+    seq: Seq,
+}
+
 /// Values up to this size are copied out of the connection's buffer, which is about as large.
 const COPY_BYTES_MAX: usize = 64 * 1024;
 
 /// The write routes.
 pub fn routes(node: Arc<WriterNode>) -> Router {
-    Router::new()
-        .route("/v1/kv/{*key}", put(put_key).delete(delete_key).post(merge_key))
-        .route("/v1/kv64/{*key}", put(put_key).delete(delete_key).post(merge_key))
-        .route("/v1/kv/", put(put_key).delete(delete_key))
-        .route("/v1/kv64/", put(put_key).delete(delete_key))
+    let routes = Router::new()
         .route("/v1/batch", post(batch))
-        .route("/v1/flush", post(flush))
-        .with_state(node)
+        .route("/v1/flush", post(flush));
+    let key_routes = || put(put_key).delete(delete_key).post(merge_key);
+    let routes = keys::ROUTES.into_iter().fold(routes, |all, path| all.route(path, key_routes()));
+    routes.with_state(node)
 }
 
 async fn put_key(
@@ -93,12 +99,13 @@ async fn batch(
 ) -> Answer<Response> {
     let (parts, body) = request.into_parts();
     let durability = durability(parts.uri.query())?;
-    let ops = api::read_batch(&parts.headers, &arrival, body).await?;
+    let ops = read_batch(&arrival, &parts.headers, body).await?;
+    let ops = fold_ops(ops)?;
     let writer = node.serving(arrival.deadline()).await?;
     let deadline = arrival.deadline().instant();
     let write = Write { ops, condition: None, durability, deadline };
     let seq = submit(&writer, write).await?;
-    Ok(([(CAIRN_SEQ, seq.to_string())], Json(api::Written { seq })).into_response())
+    Ok(([(CAIRN_SEQ, seq.to_string())], Json(Written { seq })).into_response())
 }
 
 async fn flush(
@@ -110,7 +117,7 @@ async fn flush(
     let writer = node.serving(arrival.deadline()).await?;
     let flushed = arrival.deadline().limit("memtables were flushed", writer.flush()).await?;
     let seq = flushed.map_err(ended)?;
-    Ok(([(CAIRN_SEQ, seq.to_string())], Json(api::Written { seq })).into_response())
+    Ok(([(CAIRN_SEQ, seq.to_string())], Json(Written { seq })).into_response())
 }
 
 fn durability(query: Option<&str>) -> Answer<Durability> {

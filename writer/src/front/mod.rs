@@ -11,7 +11,6 @@
 //!   checked again against the memtables alone.
 
 use std::collections::VecDeque;
-use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -19,14 +18,18 @@ use arc_swap::ArcSwap;
 use cairn_common::clock::Clock;
 use cairn_common::format::manifest::WalRange;
 use cairn_common::format::wal::WalBuilder;
-use cairn_common::lsm::memtable::{Memtable, SeqWindow};
+use cairn_common::lsm::memtable::Memtable;
 use cairn_common::read::view::{OpenTree, View};
-use cairn_common::types::{Batch, Epoch, Op, PayloadRef, Seq, WalId};
+use cairn_common::types::{Batch, Epoch, Op, Seq, WalId};
 use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, watch};
 
 use crate::condition::Condition;
 use crate::config::FrontLimits;
+
+mod state;
+
+use state::{Active, Freeze, OpenGroup, State};
 
 /// What the front does with callers.
 #[derive(Debug)]
@@ -42,42 +45,6 @@ pub struct Front {
     room: Notify,
     /// Woken when a memtable may be ready to flush.
     flushable: Notify,
-}
-
-#[derive(Debug)]
-struct State {
-    next_seq: Seq,
-    group: OpenGroup,
-    active: Active,
-    /// Oldest first.
-    frozen: VecDeque<Frozen>,
-    tree: Arc<OpenTree>,
-    dropped_seq: Seq,
-    freeze: Freeze,
-    end: Option<End>,
-}
-
-/// Whether the active memtable is to be frozen at the next boundary, whatever its size.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Freeze {
-    WhenDue,
-    Next,
-}
-
-#[derive(Debug)]
-struct OpenGroup {
-    builder: WalBuilder,
-    outcome: watch::Sender<Outcome>,
-}
-
-#[derive(Debug)]
-struct Active {
-    memtable: Arc<Memtable>,
-    from: WalId,
-    to: WalId,
-    /// Objects of the chain whose data it holds.
-    wal_objects: u64,
-    since: Duration,
 }
 
 /// A memtable that takes no more entries, and the stretch of the chain whose data it holds.
@@ -468,68 +435,6 @@ impl Front {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl State {
-    /// The last seq that a batch has; before the first of this writer, the last proven one.
-    fn last_taken(&self, durable: Seq) -> Seq {
-        let newest = self.frozen.iter().map(|frozen| &frozen.memtable);
-        let taken = newest.chain([&self.active.memtable]).filter_map(|m| m.last_seq()).max();
-        taken.unwrap_or(durable).max(durable)
-    }
-
-    fn view(&self, seq: Seq) -> View {
-        let frozen = self.frozen.iter().rev().map(|frozen| &frozen.memtable);
-        let memtables = [&self.active.memtable].into_iter().chain(frozen).cloned().collect();
-        let tree = Arc::clone(&self.tree);
-        let seq = seq.max(tree.manifest.flushed_seq);
-        View::new(memtables, tree, seq)
-    }
-
-    /// Checks a condition again against what was taken since it was read.
-    fn check(&self, known: &Known<'_>) -> Result<(), Refusal> {
-        let misses = cairn_common::faults::planted("condition_misses_dropped_memtable");
-        if self.dropped_seq > known.seq && !misses {
-            return Err(Refusal::Reread);
-        }
-        let window = SeqWindow { above: known.seq, up_to: Seq::MAX };
-        let newest_first = [&self.active]
-            .into_iter()
-            .map(|active| &active.memtable)
-            .chain(self.frozen.iter().rev().map(|frozen| &frozen.memtable));
-        let mut etag = known.etag;
-        let mut decided_at = known.seq;
-        for memtable in newest_first {
-            let mut newest = None;
-            let found = memtable.versions(&known.condition.key, window, |entry, _| {
-                let absent = matches!(entry.payload, PayloadRef::Tombstone)
-                    || entry.is_expired(known.now_ms);
-                newest = Some((entry.seq, absent));
-                ControlFlow::Break(())
-            });
-            if let (Some((seq, absent)), ControlFlow::Break(())) = (newest, found) {
-                etag = (!absent).then_some(seq);
-                decided_at = seq;
-                break;
-            }
-        }
-        if known.condition.holds(etag) { Ok(()) } else { Err(Refusal::Failed { etag, decided_at }) }
-    }
-}
-
-impl OpenGroup {
-    fn new() -> Self {
-        Self { builder: WalBuilder::new(), outcome: watch::Sender::new(Outcome::Pending) }
-    }
-}
-
-impl Active {
-    fn is_due(&self, limits: &FrontLimits, now: Duration) -> bool {
-        !self.memtable.is_empty()
-            && (self.memtable.bytes() >= limits.memtable_bytes
-                || self.wal_objects >= limits.memtable_wal_objects_max
-                || now.saturating_sub(self.since) >= limits.memtable_age_max)
     }
 }
 

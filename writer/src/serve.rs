@@ -1,0 +1,205 @@
+//! The life of the process: settings to parts, listeners, standby, takeover, serving, leaving.
+//!
+//! **Life of a stop**: SIGTERM turns readyz off and closes the listener; requests in progress are
+//! answered; what was taken from memory is made durable; CURRENT records that this writer is
+//! closed, so the next one need not wait; exit 0.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use cairn_common::config::HttpLimits;
+use cairn_common::error::{Error, Result};
+use cairn_common::format::sst::SstOptions;
+use cairn_common::http::metrics::Metrics;
+use cairn_common::http::surface::Surface;
+use cairn_common::http::{reads, shell};
+use cairn_common::process::Frame;
+use cairn_common::store::cache::BlockCache;
+use cairn_common::store::claim::Claim;
+use cairn_common::store::object::{Bucket, StoreSettings};
+use cairn_common::store::sst::MetaBudget;
+use cairn_common::types::Role;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::engine::{Engine, Parts};
+use crate::front::End;
+use crate::node::{Phase, WriterNode};
+use crate::peers::HttpPeers;
+use crate::routes;
+use crate::standby::{self, Standby, TakeoverWhen};
+
+/// After an error, requests in progress have this long to be told so.
+const FAREWELL: Duration = Duration::from_millis(500);
+
+/// Runs the writer until SIGTERM, or until it must not go on.
+///
+/// # Errors
+/// By exit code: `Invalid`, `Fenced`, `Unfit`, `Corrupt`; anything else is unexpected.
+pub async fn run(config: Config, frame: Frame) -> Result<()> {
+    config.check()?;
+    let Frame { env, data, ops, shutdown, announce } = frame;
+    let bucket = Bucket::open(&config.shared.store, StoreSettings::default(), env.clone())?;
+    let parts = Parts {
+        env: env.clone(),
+        bucket: bucket.clone(),
+        cache: BlockCache::memory_only(config.cache_memory.to_usize()),
+        meta: MetaBudget { bytes: config.meta_memory.0 },
+        sst: SstOptions::default(),
+    };
+    let url = config.advertise.clone().or_else(|| reachable(&data));
+    let (phase, phases) = watch::channel(Phase::Starting);
+    let node = Arc::new(WriterNode::new(phases, parts.clone()));
+    let metrics = Arc::new(Metrics::new("writer"));
+    metrics.register_store(bucket);
+    let surface = Surface::new(config.shared.http, metrics, Arc::clone(&env.clock));
+    let write_routes = routes::routes(Arc::clone(&node)).merge(reads::routes(Arc::clone(&node)));
+    let data_router = surface.data(Arc::clone(&node), write_routes);
+    let ops_router = surface.ops(node, Router::new());
+    let mut servers = Servers::start(config.shared.http, (data, data_router), (ops, ops_router));
+
+    let life = Life { config, parts, url, phase };
+    let ended = tokio::select! {
+        opened = life.open(|| announce.standby()) => match opened {
+            Ok(engine) => {
+                announce.ready(Some(engine.epoch()));
+                life.serve(engine, &shutdown, &mut servers).await
+            }
+            Err(error) => Err(error),
+        },
+        // Nothing was taken yet; a claim that stands is taken over like any other.
+        () = shutdown.cancelled() => Ok(()),
+    };
+    if let Err(error) = &ended {
+        life.phase.send_replace(Phase::Ended(end_of(error)));
+    }
+    servers.stop().await;
+    ended
+}
+
+/// The address at which others on this machine, or in this network, reach the listener.
+fn reachable(listener: &TcpListener) -> Option<String> {
+    let address = listener.local_addr().ok()?;
+    if address.ip().is_unspecified() {
+        return Some(format!("http://127.0.0.1:{}", address.port()));
+    }
+    Some(format!("http://{address}"))
+}
+
+fn end_of(error: &Error) -> End {
+    match error {
+        Error::Fenced { found, .. } => End::Fenced(*found),
+        Error::Closed => End::Closed,
+        _ => End::Failed,
+    }
+}
+
+struct Life {
+    config: Config,
+    parts: Parts,
+    url: Option<String>,
+    phase: watch::Sender<Phase>,
+}
+
+impl Life {
+    /// Waits for the role, takes it, and waits out the hold.
+    async fn open(&self, announce_standby: impl Fn()) -> Result<Engine> {
+        let manifests = self.parts.manifests();
+        let mut snapshot = standby::create(&manifests).await?;
+        if self.config.takeover == TakeoverWhen::IfDead {
+            let peers = HttpPeers::new()?;
+            let standby = Standby {
+                env: &self.parts.env,
+                manifests: &manifests,
+                peers: &peers,
+                takeover_after: self.config.takeover_after.0,
+                url: self.url.clone(),
+            };
+            let waiting = |active: &str| {
+                let is_first = !matches!(&*self.phase.borrow(), Phase::Standby(_));
+                self.phase.send_replace(Phase::Standby(active.to_owned()));
+                if is_first {
+                    announce_standby();
+                }
+            };
+            snapshot = standby.wait(snapshot, waiting).await?;
+            self.phase.send_replace(Phase::Starting);
+        }
+        let claim = Claim {
+            role: Role::Writer,
+            uuid: self.parts.env.random.uuid(),
+            url: self.url.clone(),
+            lease: self.config.lease.0,
+        };
+        let database = snapshot.current.database;
+        let mut engine = Engine::open(&self.parts, database, &self.config.log, &claim).await?;
+        self.phase.send_replace(Phase::Holding(Arc::clone(engine.writer())));
+        engine.hold().await?;
+        self.phase.send_replace(Phase::Serving(Arc::clone(engine.writer())));
+        Ok(engine)
+    }
+
+    /// Serves until SIGTERM or the end of the engine.
+    async fn serve(
+        &self,
+        mut engine: Engine,
+        shutdown: &CancellationToken,
+        servers: &mut Servers,
+    ) -> Result<()> {
+        tokio::select! {
+            error = engine.failed() => return Err(error),
+            () = shutdown.cancelled() => {}
+        }
+        self.phase.send_replace(Phase::Leaving(Arc::clone(engine.writer())));
+        tokio::select! {
+            error = engine.failed() => return Err(error),
+            () = servers.drain() => {}
+        }
+        engine.close().await
+    }
+}
+
+/// The two HTTP servers.
+struct Servers {
+    data: JoinSet<()>,
+    ops: JoinSet<()>,
+    stop_data: CancellationToken,
+    stop_ops: CancellationToken,
+}
+
+impl Servers {
+    fn start(
+        limits: HttpLimits,
+        (data_listener, data_router): (TcpListener, Router),
+        (ops_listener, ops_router): (TcpListener, Router),
+    ) -> Self {
+        let (stop_data, stop_ops) = (CancellationToken::new(), CancellationToken::new());
+        let (mut data, mut ops) = (JoinSet::new(), JoinSet::new());
+        data.spawn(shell::serve(data_listener, data_router, limits, stop_data.clone()));
+        ops.spawn(shell::serve(ops_listener, ops_router, limits, stop_ops.clone()));
+        Self { data, ops, stop_data, stop_ops }
+    }
+
+    /// Stops accepting on the data listener, and waits for its requests in progress.
+    async fn drain(&mut self) {
+        self.stop_data.cancel();
+        while self.data.join_next().await.is_some() {}
+    }
+
+    /// Stops both, with a short time for requests in progress.
+    async fn stop(mut self) {
+        self.stop_data.cancel();
+        self.stop_ops.cancel();
+        let farewell = async {
+            while self.data.join_next().await.is_some() {}
+            while self.ops.join_next().await.is_some() {}
+        };
+        if tokio::time::timeout(FAREWELL, farewell).await.is_err() {
+            tracing::warn!("cut connections at the end");
+        }
+    }
+}
