@@ -1,5 +1,5 @@
-//! Instructions for each warm read, counted by valgrind and compared with figures in the repository,
-//! so that a read path that grows slower is seen though the machine is busy.
+//! Instructions for each warm read, counted by valgrind and compared with figures in the
+//! repository, so that a read path that grows slower is seen though the machine is busy.
 //!
 //! `REWRITE=1` writes the figures anew; the diff is the review.
 

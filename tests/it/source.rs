@@ -25,6 +25,8 @@ pub(super) struct Source {
     pub(super) text: String,
     /// As long as `text`, line by line; only code is left in it.
     pub(super) code: String,
+    /// Whether the whole file is tests.
+    pub(super) is_test: bool,
 }
 
 /// What a rule has found.
@@ -59,6 +61,10 @@ impl Tree {
             }
         }
         sources.sort_by(|a, b| a.path.cmp(&b.path));
+        let tests: Vec<_> = sources.iter().flat_map(Source::test_modules).collect();
+        for source in &mut sources {
+            source.is_test |= tests.contains(&source.path);
+        }
         Self { sources }
     }
 
@@ -77,26 +83,33 @@ impl Tree {
 impl Source {
     pub(super) fn new(path: &str, text: &str) -> Self {
         let code = if has_extension(path, "rs") { code_of(text) } else { String::new() };
-        Self { path: path.to_owned(), text: text.to_owned(), code }
+        let is_test = path.starts_with("tests/");
+        Self { path: path.to_owned(), text: text.to_owned(), code, is_test }
     }
 
     pub(super) fn is_rust(&self) -> bool {
         has_extension(&self.path, "rs")
     }
 
-    /// Whether the whole file is tests.
-    pub(super) fn is_test(&self) -> bool {
-        self.path.starts_with("tests/") || self.path.contains("/tests/") || {
-            let name = self.path.rsplit('/').next().unwrap_or_default();
-            name == "tests.rs" || name.ends_with("_tests.rs")
-        }
-    }
-
     /// The lines before the module of unit tests.
     pub(super) fn production_lines(&self) -> usize {
         let lines: Vec<_> = self.text.lines().collect();
-        let is_tests = |pair: &[&str]| pair[0] == "#[cfg(test)]" && pair[1].starts_with("mod ");
+        let is_tests = |pair: &[&str]| pair[0] == "#[cfg(test)]" && pair[1].ends_with(" {");
         lines.windows(2).position(is_tests).unwrap_or(lines.len())
+    }
+
+    /// The paths of the files that are modules of this one in tests alone.
+    fn test_modules(&self) -> Vec<String> {
+        let folder = match self.path.rsplit_once('/') {
+            Some((folder, "mod.rs" | "lib.rs" | "main.rs")) => folder,
+            _ => self.path.trim_end_matches(".rs"),
+        };
+        let lines: Vec<_> = self.code.lines().collect();
+        let named = lines
+            .windows(2)
+            .filter(|pair| pair[0] == "#[cfg(test)]")
+            .filter_map(|pair| pair[1].strip_suffix(';')?.split_once("mod ").map(|(_, name)| name));
+        named.map(|name| format!("{folder}/{name}.rs")).collect()
     }
 
     pub(super) fn finding(&self, line: usize, what: String) -> Finding {
@@ -122,6 +135,12 @@ impl Source {
     pub(super) fn findings_in_code(&self, word: &str, what: &str) -> Vec<Finding> {
         let what = format!("{what} {word}");
         self.findings_where(&self.code, |line| line.contains(word), &what)
+    }
+
+    /// The findings in what is not tests.
+    pub(super) fn in_production(&self, findings: Vec<Finding>) -> Vec<Finding> {
+        let lines = if self.is_test { 0 } else { self.production_lines() };
+        findings.into_iter().filter(|finding| finding.line <= lines).collect()
     }
 
     /// Like `findings_in_code`, but `word` must stand alone: `rand` is not found in `operand`.

@@ -1,3 +1,5 @@
+//! Tests of settings: precedence, texts of errors, what is printed.
+
 use std::io::Write as _;
 
 use serde::Deserialize;

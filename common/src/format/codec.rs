@@ -7,7 +7,8 @@
 //! uuid           its 16 bytes in the order of its text
 //! varint         u64 in LEB128: 7 bits a byte, lowest first, the high bit says "more follows"
 //! slice          varint count, then that many bytes
-//! head           magic 89 43 41 49 52 4e 0d 0a | format u16 | kind u8 | 0 | database uuid   28 bytes
+//! head           28 bytes: magic 89 43 41 49 52 4e 0d 0a | format u16 | kind u8 | 0
+//!                | database uuid
 //! seal           CRC-32C (u32) of everything before it, at the very end
 //!
 //! varint    1 = 01        300 = ac 02        2^64-1 = ff ff ff ff ff ff ff ff ff 01

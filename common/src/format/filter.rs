@@ -6,7 +6,7 @@
 //! **Layout**
 //!
 //! ```text
-//! line 0 (64 bytes) | line 1 | … | probes u8          1 + 64 x lines bytes; no lines: "maybe" always
+//! line 0 (64 bytes) | line 1 | … | probes u8       1 + 64 x lines bytes; no lines: "maybe" always
 //!
 //! line     (hash >> 32) x lines >> 32                 the high half, scaled
 //! bit i    top 9 bits of (hash mod 2^32) x G^i        G = 9e3779b9, 0 <= i < probes
@@ -14,8 +14,8 @@
 //! ```
 //!
 //! One key with the hash `00000000_00800001`, two probes, one line: the first product, `00800001`,
-//! has bit 1 in its top 9 bits; the next product is `00800001 x 9e3779b9 = 7ab779b9`, bit 245. So byte 0 is
-//! 02, byte 30 is 20, all others are 0, and the last, the probes, is 02.
+//! has bit 1 in its top 9 bits; the next product is `00800001 x 9e3779b9 = 7ab779b9`, bit 245. So
+//! byte 0 is 02, byte 30 is 20, all others are 0, and the last, the probes, is 02.
 //!
 //! **Invariants**
 //! - A key that was added is never denied.

@@ -5,8 +5,9 @@
 //!
 //! **Invariants**
 //! - Batches come in the order of their seqs, each once.
-//! - Nothing is ever changed or removed: a memtable grows, is frozen by whoever stops inserting, and
-//!   goes away whole. So what a [`SeqWindow`] shows is the same for ever once its `up_to` is in.
+//! - Nothing is ever changed or removed: a memtable grows, is frozen by whoever stops inserting,
+//!   and goes away whole. So what a [`SeqWindow`] shows is the same for ever once its `up_to` is
+//!   in.
 //! - Several versions of a key live side by side; which one counts is for `visible` to say.
 
 use std::borrow::Borrow;

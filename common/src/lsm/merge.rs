@@ -7,8 +7,8 @@
 //! **Invariants**
 //! - `Forward` goes by key ascending, then seq descending; `Reverse` by key descending, then seq
 //!   ascending. Where both are equal the lower index, which is the newer source, comes first.
-//! - Each cursor yields its entries in that same order; the merge yields every entry of every cursor
-//!   and decides nothing about visibility.
+//! - Each cursor yields its entries in that same order; the merge yields every entry of every
+//!   cursor and decides nothing about visibility.
 //! - Nothing here awaits: a cursor without input makes [`Merge::step`] return [`Step::NeedInput`],
 //!   and stepping again after it was fed goes on where the merge stopped.
 //!

@@ -4,8 +4,8 @@
 //! pure and can be told in small tables. The edits of the tree itself are in `format::edit`.
 //!
 //! **Invariants**
-//! - `l0` and `runs` are newest first; every element is newer than those behind it, and all of L0 is
-//!   newer than all runs. A job takes neighbours, so its output has one place in that order.
+//! - `l0` and `runs` are newest first; every element is newer than those behind it, and all of L0
+//!   is newer than all runs. A job takes neighbours, so its output has one place in that order.
 
 use bytes::Bytes;
 use uuid::Uuid;

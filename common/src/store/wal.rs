@@ -76,7 +76,7 @@ impl Wal {
                 // not landed yet. Both are settled by the same bytes at the same id.
                 Err(Error::NotFound(_)) => {}
                 Err(error @ (Error::Unavailable(_) | Error::Indeterminate(_))) => {
-                    tracing::warn!(%error, wal = %id, "cannot read a WAL object back; trying again");
+                    tracing::warn!(%error, wal = %id, "a WAL object cannot be read back; again");
                     tokio::time::sleep(RETRY_PAUSE).await;
                 }
                 Err(error) => return Err(error),

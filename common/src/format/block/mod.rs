@@ -6,8 +6,9 @@
 //! stored    form u8 (0 raw, 1 lz4) | decoded bytes u32 | payload | crc u32
 //!           crc: CRC-32C of sst uuid, offset of the block in the SST (u64), and all before it
 //! decoded   entry … entry | restart u32 x n | base seq u64 | n u32
-//! entry     tag u8 | shared varint | more varint | seq varint | value bytes varint (not tombstones)
-//!           | expires_ms varint (if it expires) | written_ms varint (operands)
+//! entry     tag u8 | shared varint | more varint | seq varint
+//!           | value bytes varint (not tombstones) | expires_ms varint (if it expires)
+//!           | written_ms varint (operands)
 //!           | `more` bytes of the key | value or operand
 //! tag       bits 0-1: 0 value, 1 tombstone, 2 operand (3 is kept for range tombstones)
 //!           bit 2: expires   bits 3-4, operands: 0 add, 1 max, 2 min, 3 append   bits 5-7: 0

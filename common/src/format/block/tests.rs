@@ -1,3 +1,5 @@
+//! Tests of blocks: golden bytes, round trips, damage.
+
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
@@ -311,7 +313,11 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_never_panic(bytes in vec(any::<u8>(), 0..80), form in 0u8..3, declared in 0u32..99) {
+    fn any_bytes_never_panic(
+        bytes in vec(any::<u8>(), 0..80),
+        form in 0u8..3,
+        declared in 0u32..99,
+    ) {
         prop_assert!(parse(&bytes).is_err());
         if let Ok(block) = Block::from_decoded(bytes.clone().into()) {
             forward_of(&block);
@@ -334,7 +340,8 @@ proptest! {
         }
         if let Ok(block) = Block::from_decoded(bytes.into()) {
             let found = forward_of(&block);
-            prop_assert!(found.is_sorted_by_key(|entry| (entry.key.clone(), Seq::MAX.0 - entry.seq.0)));
+            let order = |entry: &Entry| (entry.key.clone(), Seq::MAX.0 - entry.seq.0);
+            prop_assert!(found.is_sorted_by_key(order));
             let mut cursor = BlockCursor::new(block.clone());
             cursor.last();
             prop_assert_eq!(backward(&mut cursor).len(), found.len());

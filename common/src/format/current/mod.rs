@@ -1,4 +1,5 @@
-//! CURRENT: the one mutable object of a database, the authority on epochs and on where replay begins.
+//! CURRENT: the one mutable object of a database, the authority on epochs and on where replay
+//! begins.
 //!
 //! **Layout**: JSON to be read by people, one field a line; the last field is the CRC-32C of every
 //! byte before it.
@@ -193,7 +194,7 @@ impl Current {
         let formats: Formats = serde_json::from_slice(bytes).map_err(wrong)?;
         if formats.min_reader_format > FORMAT {
             return Err(Corrupt::new(format!(
-                "format {} (readable from {} on) was written by a newer Cairn; this one knows {FORMAT}",
+                "format {} (readable from {} on) is a newer Cairn's; this one knows {FORMAT}",
                 formats.format, formats.min_reader_format
             )));
         }

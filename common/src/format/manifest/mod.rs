@@ -11,7 +11,8 @@
 //!         "tombstones":1,"operands":0,"first_key":"a","last_key":{"b64":"/w=="},
 //!         "first_seq":801,"last_seq":900,"wal":{"from":1030,"to":1042}}],
 //!  "runs":[{"id":"c00000001-0198f2c4-…-04","digest":"0001…0e0f","object_bytes":310,"ssts":1,
-//!           "bytes":65536,"entries":500,"tombstones":0,"operands":0,"first_key":"a","last_key":"z"}],
+//!           "bytes":65536,"entries":500,"tombstones":0,"operands":0,"first_key":"a",
+//!           "last_key":"z"}],
 //!  "retired":[{"object":{"sst":"w00000001-0198f2c4-…-05"},"version":6,"time_ms":1700000000000}],
 //!  "checkpoints":[]}
 //! ```

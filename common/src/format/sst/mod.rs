@@ -29,7 +29,7 @@
 //!  49  …4 bytes                                          seal
 //!  53  00 1e 00 00 00 …30 bytes …4 bytes                 the block: raw, 30 bytes, crc
 //!  92  …64 bytes 06                                      filter: one line, six probes
-//! 157  01 00 00 00  04 63 61 72 74  00 27                index: one block; "cart"; 0 more, 39 bytes
+//! 157  01 00 00 00  04 63 61 72 74  00 27                index: one block; "cart"; 0, 39 bytes
 //! 168  head, own id; 5c 00 … , 1e 00 …, 02 00 …, …       properties: 49 + 9 x 8 + 4 + 5 bytes
 //! 298  41 00 …  0b 00 …  82 00 …  …4 bytes               footer: 65, 11, 130; seal
 //! ```

@@ -1,3 +1,5 @@
+//! Tests of SSTs: golden bytes, round trips, damage.
+
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 

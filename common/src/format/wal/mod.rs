@@ -17,7 +17,7 @@
 //! fence:  batches = 0,  first_seq = 0,        next > id: where the chain goes on
 //!
 //! batch:  bytes u32 | operations
-//! op:     tag u8 | key slice | [expires_ms varint] | payload         tag = kind | 0x10 if it expires
+//! op:     tag u8 | key slice | [expires_ms varint] | payload       tag = kind | 0x10 if it expires
 //!   kind 0 value      slice
 //!   kind 1 tombstone  nothing
 //!   kind 2 add, 3 max, 4 min, 5 append      written_ms varint | operand slice

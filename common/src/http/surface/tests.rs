@@ -1,3 +1,5 @@
+//! Tests of the common routes and of the frame of a process, over a made-up node.
+
 use axum::body::{Body, to_bytes};
 use axum::routing::{post, put};
 use tower::ServiceExt as _;

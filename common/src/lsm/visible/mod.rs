@@ -4,15 +4,16 @@
 //! Its entries are applied from the oldest to the newest:
 //!
 //! - A value sets the state, a tombstone makes it absent.
-//! - An operand written at `w` combines with a state that was live then (no expiry, or one after `w`)
-//!   and hands on its expiry, or its own where that is earlier; an operand never prolongs a life.
-//!   Over any other state it starts afresh: the operand alone, with its own expiry.
+//! - An operand written at `w` combines with a state that was live then (no expiry, or one after
+//!   `w`) and hands on its expiry, or its own where that is earlier; an operand never prolongs a
+//!   life. Over any other state it starts afresh: the operand alone, with its own expiry.
 //! - At the end a state whose expiry is at or before the reader's "now" is absent.
 //!
-//! **Numbers.** `add`, `max` and `min` read decimal i64 text (`str::parse::<i64>`). No write reads, so
-//! nothing can be refused for its base: as in `RocksDB`'s `UInt64AddOperator`, a base that is no number
-//! counts as if it had no value (its expiry still goes on). An operand that is no number has no effect
-//! at all, not even on expiry; [`fold_ops`] refuses it at the door. Results are written canonically.
+//! **Numbers.** `add`, `max` and `min` read decimal i64 text (`str::parse::<i64>`). No write reads,
+//! so nothing can be refused for its base: as in `RocksDB`'s `UInt64AddOperator`, a base that is no
+//! number counts as if it had no value (its expiry still goes on). An operand that is no number has
+//! no effect at all, not even on expiry; [`fold_ops`] refuses it at the door. Results are written
+//! canonically.
 //!
 //! **Folding.** Neighbours of one kind fold into one operand only if they were written at the same
 //! time: between two write times the base may have expired, and then the newer starts afresh, which
@@ -21,12 +22,13 @@
 //!
 //! **Ghosts.** A value that has expired loses its bytes but not its expiry: it becomes a tombstone
 //! that expires. To a reader both are absent; but an operand written before that expiry, in a newer
-//! source, still meets what was live when it was written, and dies with it. At the bottom a ghost is
-//! dropped once no newer source can hold such an operand ([`Rules::newer_operands_from_ms`]).
+//! source, still meets what was live when it was written, and dies with it. At the bottom a ghost
+//! is dropped once no newer source can hold such an operand ([`Rules::newer_operands_from_ms`]).
 //!
 //! **Invariants**
-//! - Compaction changes no read: for any history, cut into sources, any neighbouring sources of which
-//!   are compacted at "now", every read at or after that "now" finds the same value, seq and expiry.
+//! - Compaction changes no read: for any history, cut into sources, any neighbouring sources of
+//!   which are compacted at "now", every read at or after that "now" finds the same value, seq and
+//!   expiry.
 //! - The result depends on the history alone, not on how it was cut, folded or compacted.
 //! - A plain value is resolved without a copy, and without an allocation.
 
@@ -434,9 +436,8 @@ pub fn compact(entries: &[Entry], rules: Rules) -> Vec<Entry> {
 
 /// Folds the operations of one batch, so that each key stands in it once, where it stood first.
 ///
-/// # Errors
-/// `Invalid`: an operand that is no number where one is needed; or operands of one key that differ in
-/// kind or write time and have no value or tombstone of the same batch below them.
+/// # Errors `Invalid`: an operand that is no number where one is needed; or operands of one key
+/// that differ in kind or write time and have no value or tombstone of the same batch below them.
 pub fn fold_ops(ops: Vec<Op>) -> Result<Vec<Op>> {
     let mut places: HashMap<Bytes, usize> = HashMap::with_capacity(ops.len());
     let mut folded: Vec<Op> = Vec::with_capacity(ops.len());
