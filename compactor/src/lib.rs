@@ -1,5 +1,111 @@
-//! The compactor: keeps the tree in shape and deletes what nobody needs.
+//! The compactor: keeps the tree in shape, and deletes what nobody needs any more.
+//!
+//! ```text
+//! life (wait, claim) -> schedule -> pick -> plan -> job -> commit       under the compactor's epoch
+//!                    -> gc                                             under none, any number of them
+//! routes, node: the HTTP surface; board: what it knows of jobs
+//! ```
+//!
+//! **Invariants**
+//! - Killed anywhere, it leaves the tree as it was, and objects that a later collection finds.
+//! - Tombstones and expired entries are dropped only where nothing older is left, and "now" is the
+//!   manifest's time, never a clock of this process.
+//! - A compactor that met a newer epoch stops and exits 3.
 
+pub mod board;
+pub mod catalog;
+pub mod commit;
+pub mod config;
+pub mod gc;
 pub mod job;
+#[cfg(test)]
+mod kit;
+pub mod life;
+pub mod metrics;
+pub mod node;
 pub mod pick;
 pub mod plan;
+pub mod routes;
+pub mod schedule;
+#[cfg(test)]
+mod tests;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use axum::Router;
+use cairn_common::env::Env;
+use cairn_common::error::Result;
+use cairn_common::http::metrics::Metrics;
+use cairn_common::http::shell::serve;
+use cairn_common::http::surface::Surface;
+use cairn_common::process::{self, Frame};
+use cairn_common::store::object::{Bucket, StoreSettings};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use self::board::Board;
+use self::config::{Config, Only, PROGRAM};
+use self::life::Life;
+use self::node::{CompactorNode, Phase};
+
+/// The process; `args` begins with its name.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    process::main(&PROGRAM, args, |config: Config, frame| async move {
+        config.check()?;
+        let settings = StoreSettings::default();
+        let bucket = Bucket::open(&config.shared.store, settings, frame.env.clone())?;
+        run(config, bucket, frame).await
+    })
+}
+
+/// Runs a compactor on this bucket until the frame's shutdown.
+///
+/// # Errors
+/// As [`Life::run`].
+pub async fn run(config: Config, bucket: Bucket, frame: Frame) -> Result<()> {
+    let Frame { env, data, ops, shutdown, announce } = frame;
+    let limits = config.shared.http;
+    let metrics = Arc::new(Metrics::new("compactor"));
+    metrics.register_store(bucket.clone());
+    let listen = data.local_addr().map(|address| format!("http://{address}")).ok();
+    let url = config.advertise.clone().or(listen);
+    let runs_jobs = config.only != Some(Only::Gc);
+    let (life, node) = assemble(config, bucket, &env, (url, Arc::clone(&metrics)));
+
+    let surface = Surface::new(limits, metrics, Arc::clone(&env.clock));
+    let routes = if runs_jobs { routes::routes(Arc::clone(&node)) } else { Router::new() };
+    let mut servers = JoinSet::new();
+    let closed = CancellationToken::new();
+    let router = surface.data(Arc::clone(&node), routes);
+    servers.spawn(serve(data, router, limits, closed.clone()));
+    servers.spawn(serve(ops, surface.ops(node, Router::new()), limits, closed.clone()));
+
+    let ended = life.run(shutdown, |epoch| announce.ready(epoch)).await;
+    closed.cancel();
+    while servers.join_next().await.is_some() {}
+    ended
+}
+
+/// A life, and the node that tells of it.
+fn assemble(
+    config: Config,
+    bucket: Bucket,
+    env: &Env,
+    (url, metrics): (Option<String>, Arc<Metrics>),
+) -> (Life, Arc<CompactorNode>) {
+    let (phase, phase_seen) = watch::channel(Phase::Starting);
+    let (seen, snapshot_seen) = watch::channel(None);
+    let board = Arc::new(Board::default());
+    let node = Arc::new(CompactorNode {
+        phase: phase_seen,
+        seen: snapshot_seen,
+        board: Arc::clone(&board),
+        bucket: bucket.clone(),
+        random: Arc::clone(&env.random),
+    });
+    let life = Life { config, bucket, env: env.clone(), url, board, phase, seen, metrics };
+    (life, node)
+}

@@ -1,3 +1,10 @@
 //! The process `cairn-compactor`.
 
-fn main() {}
+use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    cairn_compactor::main(std::env::args_os())
+}

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use cairn_common::clock::TokioClock;
 use cairn_common::env::{Cpu, SeededRandom};
 use cairn_common::format::path::ObjectKind;
-use cairn_common::format::sst::{SstBuilder, SstMeta, SstOptions};
+use cairn_common::format::sst::{SstBuilder, SstOptions};
 use cairn_common::lsm::visible;
 use cairn_common::store::object::StoreSettings;
 use cairn_common::types::{Entry, Epoch, MergeOp, Payload, Role, Seq};
@@ -14,14 +14,10 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
+use crate::kit::{read_sst, run_paused};
 use crate::plan::plan;
 
 const DATABASE: Uuid = Uuid::from_u128(1);
-
-fn run_paused<T>(work: impl Future<Output = T>) -> T {
-    let mut builder = tokio::runtime::Builder::new_current_thread();
-    builder.enable_all().start_paused(true).build().unwrap().block_on(work)
-}
 
 /// Tiny blocks, stretches and SSTs, so that every boundary is met.
 fn tools() -> Tools {
@@ -52,26 +48,6 @@ async fn put_sst(tools: &Tools, entries: &[Entry]) -> SstInfo {
     let (bytes, info) = builder.finish();
     tools.bucket.put(&Object::Sst(id), bytes).await.unwrap();
     info
-}
-
-async fn read_sst(tools: &Tools, info: &SstInfo) -> Vec<Entry> {
-    let bytes = tools.bucket.get(&Object::Sst(info.id)).await.unwrap();
-    let at = usize::try_from(info.meta_offset).unwrap();
-    let meta = SstMeta::parse(bytes.slice(at..), info, DATABASE).unwrap();
-    let mut entries = Vec::new();
-    for block in 0..meta.block_count() {
-        let range = meta.block_range(block);
-        let stored = usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap();
-        let block =
-            cairn_common::format::block::Block::parse(&bytes[stored], &info.id, range.start);
-        let mut cursor = cairn_common::format::block::BlockCursor::new(block.unwrap());
-        cursor.first();
-        while let Some(entry) = cursor.entry() {
-            entries.push(entry.to_entry());
-            cursor.next();
-        }
-    }
-    entries
 }
 
 fn payload() -> impl Strategy<Value = Payload> {
@@ -143,7 +119,7 @@ proptest! {
             run(&tools, plan, &progress, &mut work).await.unwrap();
             let mut made = Vec::new();
             for sst in &work.ssts {
-                made.extend(read_sst(&tools, sst).await);
+                made.extend(read_sst(&tools.bucket, DATABASE, sst).await);
             }
             prop_assert_eq!(made, expected(&entries, rules));
             prop_assert!(progress.bytes_done() <= progress.bytes_to_do());

@@ -1,0 +1,105 @@
+//! The run objects of a manifest, read once each, and the tree that the picker sees.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use cairn_common::error::{Error, Result};
+use cairn_common::format::manifest::{Manifest, RunInfo, SstInfo};
+use cairn_common::format::path::{Object, OutputId};
+use cairn_common::format::run::Run;
+use cairn_common::lsm::tree::{Stat, Tree};
+use cairn_common::store::object::Bucket;
+
+/// Run objects that were read. They never change, so nothing here grows stale.
+#[derive(Debug)]
+pub struct Catalog {
+    bucket: Bucket,
+    runs: BTreeMap<OutputId, Arc<Run>>,
+}
+
+impl Catalog {
+    /// A catalog that has read nothing.
+    pub fn new(bucket: Bucket) -> Self {
+        Self { bucket, runs: BTreeMap::new() }
+    }
+
+    /// The objects of these runs, in order. One GET for each that was not read before.
+    ///
+    /// # Errors
+    /// `NotFound`: the manifest is an old one; `Corrupt`; `Unavailable`.
+    pub async fn load(&mut self, infos: &[RunInfo]) -> Result<Vec<Arc<Run>>> {
+        let mut loaded = Vec::with_capacity(infos.len());
+        for info in infos {
+            let run = match self.runs.get(&info.id) {
+                Some(run) => Arc::clone(run),
+                None => Arc::new(self.read(info).await?),
+            };
+            self.runs.insert(info.id, Arc::clone(&run));
+            loaded.push(run);
+        }
+        Ok(loaded)
+    }
+
+    /// Forgets every run but these.
+    pub fn keep(&mut self, runs: &BTreeSet<OutputId>) {
+        self.runs.retain(|id, _| runs.contains(id));
+    }
+
+    async fn read(&self, info: &RunInfo) -> Result<Run> {
+        let object = Object::Run(info.id);
+        let bytes = match &info.home {
+            Some(home) => self.bucket.rooted(&home.root)?.get(&object).await?,
+            None => self.bucket.get(&object).await?,
+        };
+        let corrupt = |cause| Error::corrupt(object.path(), cause);
+        let run = Run::parse(&bytes, &info.digest).map_err(corrupt)?;
+        run.check_named_by(info).map_err(corrupt)?;
+        Ok(run)
+    }
+}
+
+/// The tree of a manifest and its run objects, as the picker sees it.
+pub fn tree_of(manifest: &Manifest, runs: &[Arc<Run>]) -> Tree {
+    let now_ms = manifest.time_ms;
+    let infos = manifest.runs.iter().zip(runs);
+    Tree {
+        l0: manifest.l0.iter().map(|sst| stat_of_sst(sst, now_ms)).collect(),
+        runs: infos.map(|(info, run)| stat_of_run(info, run, now_ms)).collect(),
+        now_ms,
+    }
+}
+
+fn stat_of_sst(sst: &SstInfo, now_ms: u64) -> Stat {
+    Stat {
+        id: sst.id.uuid,
+        bytes: sst.bytes,
+        ssts: 1,
+        entries: sst.entries,
+        tombstones: sst.tombstones,
+        operands: sst.operands,
+        first_key: sst.first_key.clone(),
+        last_key: sst.last_key.clone(),
+        expired_bytes: expired_bytes(sst, now_ms),
+    }
+}
+
+fn stat_of_run(info: &RunInfo, run: &Run, now_ms: u64) -> Stat {
+    Stat {
+        id: info.id.uuid,
+        bytes: info.bytes,
+        ssts: info.ssts,
+        entries: info.entries,
+        tombstones: info.tombstones,
+        operands: info.operands,
+        first_key: info.first_key.clone(),
+        last_key: info.last_key.clone(),
+        expired_bytes: run.ssts.iter().map(|sst| expired_bytes(sst, now_ms)).sum(),
+    }
+}
+
+fn expired_bytes(sst: &SstInfo, now_ms: u64) -> u64 {
+    match sst.expires {
+        Some(expires) if expires.latest_ms <= now_ms => sst.bytes,
+        _ => 0,
+    }
+}

@@ -1,0 +1,110 @@
+//! The compactor's own metric families.
+
+use cairn_common::format::path::ObjectKind;
+use cairn_common::http::metrics::Metrics;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+
+use crate::board::JobStatus;
+use crate::pick::Reason;
+
+/// Counters of jobs.
+#[derive(Clone, Debug, Default)]
+pub struct JobMetrics {
+    jobs: Family<JobLabels, Counter>,
+    read: Counter,
+    written: Counter,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct JobLabels {
+    reason: &'static str,
+    result: &'static str,
+}
+
+impl JobMetrics {
+    /// Counters that `/metrics` shows.
+    pub fn register(metrics: &Metrics) -> Self {
+        let this = Self::default();
+        metrics.register(|registry| {
+            let registry = registry.sub_registry_with_prefix("compaction");
+            registry.register("jobs", "Jobs that have ended", this.jobs.clone());
+            registry.register("read_bytes", "Stored bytes merged", this.read.clone());
+            registry.register("written_bytes", "Bytes of new SSTs", this.written.clone());
+        });
+        this
+    }
+
+    /// A job has ended.
+    pub fn ended(&self, reason: Reason, result: JobResult, status: Option<&JobStatus>) {
+        let result = match result {
+            JobResult::Done => "done",
+            JobResult::Failed => "failed",
+        };
+        self.jobs.get_or_create(&JobLabels { reason: reason.name(), result }).inc();
+        if let Some(status) = status {
+            self.read.inc_by(status.bytes_done);
+            self.written.inc_by(status.bytes_written);
+        }
+    }
+}
+
+/// How a job ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JobResult {
+    /// It is in the tree.
+    Done,
+    /// It had no effect.
+    Failed,
+}
+
+/// Counters of collection.
+#[derive(Clone, Debug, Default)]
+pub struct GcMetrics {
+    deleted: Family<KindLabel, Counter>,
+    passes: Counter,
+    failures: Counter,
+    stopped: Gauge,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabel {
+    kind: &'static str,
+}
+
+impl GcMetrics {
+    /// Counters that `/metrics` shows.
+    pub fn register(metrics: &Metrics) -> Self {
+        let this = Self::default();
+        metrics.register(|registry| {
+            let registry = registry.sub_registry_with_prefix("gc");
+            registry.register("deleted_objects", "Objects deleted", this.deleted.clone());
+            registry.register("passes", "Passes that went through", this.passes.clone());
+            registry.register("failures", "Passes that were broken off", this.failures.clone());
+            registry.register("stopped", "1 once damage has stopped it", this.stopped.clone());
+        });
+        this
+    }
+
+    /// Objects of this kind were deleted.
+    pub fn deleted(&self, kind: ObjectKind, count: u64) {
+        self.deleted.get_or_create(&KindLabel { kind: kind.name() }).inc_by(count);
+    }
+
+    /// A pass went through.
+    pub fn passed(&self) {
+        self.passes.inc();
+    }
+
+    /// A pass was broken off.
+    pub fn failed(&self) {
+        self.failures.inc();
+    }
+
+    /// Collection has stopped for good.
+    pub fn stopped(&self) {
+        self.stopped.set(1);
+    }
+}

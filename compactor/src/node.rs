@@ -1,0 +1,85 @@
+//! The compactor as its HTTP surface sees it.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use cairn_common::env::Random;
+use cairn_common::http::api::{Status, TreeStatus};
+use cairn_common::http::problem::{Answer, Code, Problem};
+use cairn_common::http::surface::Node;
+use cairn_common::store::manifest::Snapshot;
+use cairn_common::store::object::Bucket;
+use cairn_common::types::Epoch;
+use serde_json::json;
+use tokio::sync::watch;
+
+use crate::board::Board;
+
+/// Where a compactor is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// It reaches for the store.
+    Starting,
+    /// There is no database yet.
+    Waiting,
+    /// It works; under an epoch, unless it only collects.
+    Working(Option<Epoch>),
+    /// It was told to stop, or has to.
+    Stopping,
+}
+
+impl Phase {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Waiting => "waiting",
+            Self::Working(_) => "working",
+            Self::Stopping => "stopping",
+        }
+    }
+}
+
+/// The compactor as its HTTP surface sees it.
+#[derive(Debug)]
+pub struct CompactorNode {
+    /// Where it is in its life.
+    pub phase: watch::Receiver<Phase>,
+    /// The last CURRENT and manifest that were seen.
+    pub seen: watch::Receiver<Option<Snapshot>>,
+    /// Its jobs.
+    pub board: Arc<Board>,
+    /// Where the database is.
+    pub bucket: Bucket,
+    /// Names of jobs that are asked for.
+    pub random: Arc<dyn Random>,
+}
+
+#[async_trait]
+impl Node for CompactorNode {
+    fn readiness(&self) -> Answer<()> {
+        let problem = match *self.phase.borrow() {
+            Phase::Working(_) => return Ok(()),
+            Phase::Starting => Problem::new(Code::NotYet, "the store has not answered yet"),
+            Phase::Waiting => Problem::new(Code::NotYet, "there is no database here yet"),
+            Phase::Stopping => Problem::new(Code::Standby, "this compactor is stopping"),
+        };
+        Err(problem)
+    }
+
+    async fn status(&self) -> Status {
+        let phase = *self.phase.borrow();
+        let mut status = Status::new("compactor", &self.bucket.metrics().snapshot());
+        if let Phase::Working(epoch) = phase {
+            status.epoch = epoch;
+        }
+        if let Some(snapshot) = &*self.seen.borrow() {
+            status.seq = Some(snapshot.manifest.flushed_seq);
+            status.tree = Some(TreeStatus::of(&snapshot.manifest));
+            let retired = snapshot.manifest.retired.len();
+            status.more.insert("retired", json!(retired));
+        }
+        status.more.insert("state", json!(phase.name()));
+        status.more.insert("compactions", json!(self.board.jobs()));
+        status
+    }
+}

@@ -1,0 +1,312 @@
+//! The scheduler: follows the manifest, starts the jobs that the picker names, and brings them into
+//! the tree.
+//!
+//! **Life of a job**: picked -> planned -> run -> run object -> commit. One task each; nothing is
+//! shared but the board.
+//!
+//! **Invariants**
+//! - An input is in at most one job at a time.
+//! - A newer epoch in CURRENT, whoever sees it first, ends the process: `Fenced`.
+//! - A full job starts when nothing else runs, and nothing starts beside it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use cairn_common::error::{Error, Result};
+use cairn_common::format::path::OutputId;
+use cairn_common::format::run::Run;
+use cairn_common::lsm::tree::{Stat, Tree};
+use cairn_common::lsm::visible::Rules;
+use cairn_common::store::manifest::{Manifests, Snapshot};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use uuid::Uuid;
+
+use crate::board::Board;
+use crate::catalog::{Catalog, tree_of};
+use crate::commit::{self, Inputs};
+use crate::job::{self, Progress, Tools, Work};
+use crate::metrics::{JobMetrics, JobResult};
+use crate::pick::{Job, PickConfig, Reason, pick_full, pick_l0, pick_runs};
+use crate::plan::plan;
+
+/// Pause after a job that failed for a reason that may pass.
+const FAILURE_PAUSE: Duration = Duration::from_secs(5);
+
+/// What a scheduler works with.
+#[derive(Debug)]
+pub struct Scheduler {
+    manifests: Manifests,
+    tools: Tools,
+    settings: Settings,
+    board: Arc<Board>,
+    metrics: JobMetrics,
+    /// What is there, for whoever asks.
+    seen: watch::Sender<Option<Snapshot>>,
+    snapshot: Snapshot,
+    catalog: Catalog,
+    running: BTreeMap<Uuid, Job>,
+    tasks: JoinSet<(Uuid, Result<Snapshot>)>,
+    /// Sources that are damaged: no job touches them again.
+    damaged: BTreeSet<Uuid>,
+    /// Boot time before which nothing is started.
+    paused_until: Duration,
+}
+
+/// The settings of a scheduler.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Between two looks at CURRENT.
+    pub poll_interval: Duration,
+    /// Jobs over runs at a time.
+    pub jobs_max: usize,
+    /// The shape of the tree.
+    pub pick: PickConfig,
+    /// How long jobs may take to end once they were cancelled.
+    pub stop_grace: Duration,
+}
+
+/// How others follow and steer a scheduler.
+#[derive(Debug)]
+pub struct Links {
+    /// Where jobs are told of and asked for.
+    pub board: Arc<Board>,
+    /// Counters of jobs.
+    pub metrics: JobMetrics,
+    /// Told of every snapshot.
+    pub seen: watch::Sender<Option<Snapshot>>,
+}
+
+impl Scheduler {
+    /// A scheduler that begins with this snapshot, under the epoch of `tools`.
+    pub fn new(
+        manifests: Manifests,
+        tools: Tools,
+        settings: Settings,
+        links: Links,
+        snapshot: Snapshot,
+    ) -> Self {
+        let Links { board, metrics, seen } = links;
+        let catalog = Catalog::new(tools.bucket.clone());
+        Self {
+            manifests,
+            tools,
+            settings,
+            board,
+            metrics,
+            seen,
+            snapshot,
+            catalog,
+            running: BTreeMap::new(),
+            tasks: JoinSet::new(),
+            damaged: BTreeSet::new(),
+            paused_until: Duration::ZERO,
+        }
+    }
+
+    /// Keeps the tree in shape until the tools' token is cancelled; then ends its jobs and returns.
+    ///
+    /// # Errors
+    /// `Fenced`; `Corrupt` where CURRENT, the manifest or a run object is damaged.
+    pub async fn run(mut self) -> Result<()> {
+        let ended = self.serve().await;
+        self.tools.cancel.cancel();
+        let grace = self.settings.stop_grace;
+        if tokio::time::timeout(grace, self.end_all()).await.is_err() {
+            tracing::warn!(jobs = self.running.len(), "compactions were cut");
+        }
+        ended
+    }
+
+    /// Waits for every job; what they meet now changes nothing any more.
+    async fn end_all(&mut self) {
+        while let Some(task) = self.tasks.join_next().await {
+            let Ok((id, ended)) = task else { continue };
+            let error = ended.err().map(|error| error.to_string());
+            self.board.end(id, self.tools.env.clock.wall_ms(), error);
+            self.running.remove(&id);
+        }
+    }
+
+    async fn serve(&mut self) -> Result<()> {
+        let cancel = self.tools.cancel.clone();
+        loop {
+            self.check_epoch()?;
+            self.seen.send_replace(Some(self.snapshot.clone()));
+            if let Err(error) = self.start_jobs().await {
+                tolerate(error, "the runs of the manifest could not be read")?;
+            }
+            let board = Arc::clone(&self.board);
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => return Ok(()),
+                Some(ended) = self.tasks.join_next() => {
+                    let (id, ended) = ended.map_err(|error| Error::unavailable("a job", error))?;
+                    self.end_job(id, ended)?;
+                }
+                () = board.asked() => self.poll().await?,
+                () = tokio::time::sleep(self.settings.poll_interval) => self.poll().await?,
+            }
+        }
+    }
+
+    fn check_epoch(&self) -> Result<()> {
+        let (held, found) = (self.tools.making.epoch, self.snapshot.current.compactor.epoch);
+        if held == found { Ok(()) } else { Err(Error::Fenced { held, found }) }
+    }
+
+    async fn poll(&mut self) -> Result<()> {
+        match self.manifests.refresh(&self.snapshot).await {
+            Ok(Some(newer)) => self.snapshot = newer,
+            Ok(None) => {}
+            Err(error) => tolerate(error, "CURRENT could not be read")?,
+        }
+        Ok(())
+    }
+
+    /// Starts every job that the tree needs and that has a place.
+    async fn start_jobs(&mut self) -> Result<()> {
+        let manifest = Arc::clone(&self.snapshot.manifest);
+        let runs = self.catalog.load(&manifest.runs).await?;
+        self.catalog.keep(&manifest.runs.iter().map(|run| run.id).collect());
+        let tree = tree_of(&manifest, &runs);
+        if let Some(id) = self.board.waiting() {
+            if !self.running.is_empty() {
+                return Ok(());
+            }
+            match pick_full(&tree) {
+                Some(job) => self.start(id, job, &tree, &runs),
+                None => self.board.end(id, self.tools.env.clock.wall_ms(), None),
+            }
+        }
+        if self.tools.env.clock.boot() < self.paused_until {
+            return Ok(());
+        }
+        while let Some(job) = self.pick(&tree) {
+            let id = self.tools.env.random.uuid();
+            self.start(id, job, &tree, &runs);
+        }
+        Ok(())
+    }
+
+    fn pick(&self, tree: &Tree) -> Option<Job> {
+        let inputs = self.running.values().flat_map(Job::inputs);
+        let busy: BTreeSet<Uuid> = inputs.chain(self.damaged.iter().copied()).collect();
+        let config = &self.settings.pick;
+        let over_runs = self.running.values().filter(|job| job.reason != Reason::L0).count();
+        pick_l0(tree, &busy, config).or_else(|| {
+            let has_place = over_runs < self.settings.jobs_max;
+            has_place.then(|| pick_runs(tree, &busy, config)).flatten()
+        })
+    }
+
+    fn start(&mut self, id: Uuid, job: Job, tree: &Tree, runs: &[Arc<Run>]) {
+        let input_count = job.inputs().count();
+        let now_ms = self.tools.env.clock.wall_ms();
+        let progress = self.board.begin(id, job.reason, input_count, now_ms);
+        let reason = job.reason.name();
+        tracing::info!(%id, reason, inputs = input_count, "a compaction begins");
+        let l0 = self.snapshot.manifest.l0.iter().filter(|sst| job.l0.contains(&sst.id.uuid));
+        let runs = runs.iter().filter(|run| job.runs.contains(&run.id.uuid));
+        let task = Task {
+            manifests: self.manifests.clone(),
+            tools: Tools { cancel: self.tools.cancel.child_token(), ..self.tools.clone() },
+            inputs: Inputs { l0: l0.cloned().collect(), runs: runs.cloned().collect() },
+            rules: rules_of(&job, tree),
+            snapshot: self.snapshot.clone(),
+            progress,
+        };
+        assert_eq!(task.inputs.sources().len(), input_count, "a job over what is in the tree");
+        self.running.insert(id, job);
+        self.tasks.spawn(async move { (id, task.run().await) });
+    }
+
+    /// Takes note of a job's end. An error means that this process must end.
+    fn end_job(&mut self, id: Uuid, ended: Result<Snapshot>) -> Result<()> {
+        let now_ms = self.tools.env.clock.wall_ms();
+        let error = ended.as_ref().err().map(ToString::to_string);
+        self.board.end(id, now_ms, error);
+        let Some(job) = self.running.remove(&id) else { return Ok(()) };
+        let status = self.board.jobs().into_iter().find(|status| status.id == id);
+        let result = if ended.is_ok() { JobResult::Done } else { JobResult::Failed };
+        self.metrics.ended(job.reason, result, status.as_ref());
+        match ended {
+            Ok(snapshot) => {
+                tracing::info!(%id, reason = job.reason.name(), "a compaction is in the tree");
+                if snapshot.current.version > self.snapshot.current.version {
+                    self.snapshot = snapshot;
+                }
+                Ok(())
+            }
+            Err(error @ Error::Fenced { .. }) => Err(error),
+            Err(error @ Error::Corrupt(_)) => {
+                tracing::error!(%error, %id, "a compaction met damage; its inputs are left alone");
+                self.damaged.extend(job.inputs());
+                Ok(())
+            }
+            Err(error) => {
+                tracing::warn!(%error, %id, "a compaction failed; trying again later");
+                self.paused_until = self.tools.env.clock.boot() + FAILURE_PAUSE;
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Goes on after what may pass.
+fn tolerate(error: Error, what: &str) -> Result<()> {
+    match error {
+        Error::Unavailable(_) | Error::Indeterminate(_) | Error::NotFound(_) => {
+            tracing::warn!(%error, "{what}; trying again");
+            Ok(())
+        }
+        error => Err(error),
+    }
+}
+
+/// What the job may drop, judged from the tree that it was picked from. What comes later is newer
+/// than its inputs, and written at or after the manifest's time.
+fn rules_of(job: &Job, tree: &Tree) -> Rules {
+    let ids: Vec<Uuid> = job.inputs().collect();
+    let inputs: Vec<&Stat> = tree.sources().filter(|source| ids.contains(&source.id)).collect();
+    let (Some(newest), Some(oldest)) = (ids.first(), ids.last()) else {
+        return Rules::upper(tree.now_ms);
+    };
+    let has_operands_above = tree.has_operands_above(*newest, &inputs);
+    Rules {
+        bottom: tree.is_bottom(*oldest, &inputs),
+        now_ms: tree.now_ms,
+        newer_operands_from_ms: if has_operands_above { 0 } else { tree.now_ms },
+    }
+}
+
+/// One job on its way into the tree.
+struct Task {
+    manifests: Manifests,
+    tools: Tools,
+    inputs: Inputs,
+    rules: Rules,
+    snapshot: Snapshot,
+    progress: Arc<Progress>,
+}
+
+impl Task {
+    async fn run(self) -> Result<Snapshot> {
+        let Self { manifests, tools, inputs, rules, snapshot, progress } = self;
+        let plan = plan(&inputs.sources(), rules, tools.making.sst_bytes / 2);
+        let run: OutputId = tools.making.fresh_id();
+        let mut work = Work::default();
+        let made = match job::run(&tools, plan, &progress, &mut work).await {
+            Ok(()) => commit::put_run(&tools, run, &work.ssts).await,
+            Err(error) => Err(error),
+        };
+        match made {
+            Ok(outputs) => commit::commit(&manifests, snapshot, &tools, &inputs, outputs).await,
+            Err(error) => {
+                commit::discard(&tools, run, &work).await;
+                Err(error)
+            }
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! Whole lives over an in-memory store.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use cairn_common::error::Error;
+use cairn_common::format::path::{Object, ObjectKind};
+use cairn_common::types::{Payload, Role, WalId};
+use tokio::time::sleep;
+use uuid::Uuid;
+
+use crate::board::Stage;
+use crate::kit::{Kit, Writer, run_paused};
+use crate::node::Phase;
+
+/// Several flushes over the same few keys: the newest says which flush it was.
+async fn flush_rounds(writer: &mut Writer<'_>, rounds: std::ops::Range<u32>) {
+    for round in rounds {
+        let value = format!("round {round}");
+        let own = format!("key {round}");
+        writer.flush(&[("a", Some(&value)), (&own, Some("x")), ("z", Some(&value))]).await;
+    }
+}
+
+#[test]
+fn waits_for_a_database_then_empties_l0() {
+    run_paused(async {
+        let kit = Kit::new();
+        let started = kit.start(&[]);
+        sleep(Duration::from_secs(5)).await;
+        assert_eq!(*started.node.phase.borrow(), Phase::Waiting);
+
+        let mut writer = kit.writer().await;
+        flush_rounds(&mut writer, 0..5).await;
+        let now_ms = kit.env.clock.wall_ms();
+        let before = kit.content(now_ms).await;
+        sleep(Duration::from_secs(5)).await;
+        let snapshot = kit.snapshot().await;
+        assert!(matches!(*started.node.phase.borrow(), Phase::Working(Some(_))));
+        assert_eq!((snapshot.manifest.l0.len(), snapshot.manifest.runs.len()), (0, 1));
+        assert_eq!(kit.content(now_ms).await, before);
+        assert_eq!(before.len(), 7);
+        assert_eq!(started.node.board.jobs()[0].state, Stage::Done);
+        started.stop().await;
+    });
+}
+
+#[test]
+fn compaction_rebases_on_flushes_that_come_meanwhile() {
+    run_paused(async {
+        let kit = Kit::new();
+        let mut writer = kit.writer().await;
+        let started = kit.start(&[("poll_interval", "20ms"), ("l0_count", "2")]);
+        for round in 0..60 {
+            flush_rounds(&mut writer, round..round + 1).await;
+            sleep(Duration::from_millis(7)).await;
+        }
+        sleep(Duration::from_secs(2)).await;
+        let snapshot = kit.snapshot().await;
+        assert!(snapshot.manifest.l0.len() < 2, "{:?}", snapshot.manifest.l0);
+        let content = kit.content(kit.env.clock.wall_ms()).await;
+        assert_eq!(content.len(), 62);
+        assert_eq!(content.get("a".as_bytes()).map(|v| &v[..]), Some(&b"round 59"[..]));
+        let jobs = started.node.board.jobs();
+        assert!(jobs.len() > 5 && jobs.iter().all(|job| job.state == Stage::Done), "{jobs:?}");
+        started.stop().await;
+    });
+}
+
+#[test]
+fn zombie_is_fenced_and_changes_nothing() {
+    run_paused(async {
+        let kit = Kit::new();
+        let mut writer = kit.writer().await;
+        let started = kit.start(&[]);
+        sleep(Duration::from_secs(2)).await;
+        kit.claim(Role::Compactor).await;
+        flush_rounds(&mut writer, 0..5).await;
+        let ended = started.end().await;
+        assert!(matches!(ended, Err(Error::Fenced { .. })), "{ended:?}");
+        assert_eq!(kit.snapshot().await.manifest.l0.len(), 5);
+    });
+}
+
+#[test]
+fn full_job_leaves_one_run_without_tombstones() {
+    run_paused(async {
+        let kit = Kit::new();
+        let mut writer = kit.writer().await;
+        flush_rounds(&mut writer, 0..2).await;
+        writer.flush(&[("a", None), ("none", None)]).await;
+        let started = kit.start(&[]);
+        sleep(Duration::from_secs(2)).await;
+        assert_eq!(kit.snapshot().await.manifest.l0.len(), 3, "too few for a job by itself");
+        let id = started.node.board.request_full(Uuid::from_u128(9));
+        sleep(Duration::from_secs(2)).await;
+        let jobs = started.node.board.jobs();
+        let job = jobs.iter().find(|job| job.id == id).unwrap();
+        assert_eq!((job.state, job.kind, job.inputs), (Stage::Done, "full", 3));
+        assert!(job.bytes_written > 0 && job.bytes_done <= job.bytes_to_do);
+        let manifest = kit.snapshot().await.manifest;
+        assert_eq!((manifest.l0.len(), manifest.runs.len()), (0, 1));
+        assert_eq!((manifest.runs[0].entries, manifest.runs[0].tombstones), (3, 0));
+        // Once more: there is nothing to do, and it says so.
+        let id = started.node.board.request_full(Uuid::from_u128(10));
+        sleep(Duration::from_secs(2)).await;
+        let jobs = started.node.board.jobs();
+        assert_eq!(jobs.iter().find(|job| job.id == id).unwrap().state, Stage::Done);
+        assert_eq!(kit.snapshot().await.manifest.runs, manifest.runs);
+        started.stop().await;
+    });
+}
+
+#[test]
+fn everything_deleted_leaves_no_run() {
+    run_paused(async {
+        let kit = Kit::new();
+        let mut writer = kit.writer().await;
+        writer.flush(&[("a", Some("1"))]).await;
+        writer.flush(&[("a", None)]).await;
+        let started = kit.start(&[]);
+        started.node.board.request_full(Uuid::from_u128(9));
+        sleep(Duration::from_secs(2)).await;
+        let manifest = kit.snapshot().await.manifest;
+        assert_eq!((manifest.l0.len(), manifest.runs.len()), (0, 0));
+        started.stop().await;
+    });
+}
+
+#[test]
+fn expiry_goes_by_the_time_of_the_manifest() {
+    run_paused(async {
+        let kit = Kit::new();
+        let mut writer = kit.writer().await;
+        let expires_ms = kit.env.clock.wall_ms() + 60_000;
+        let value = Payload::Value(Bytes::from_static(b"v"));
+        let entry = ("a".into(), value, Some(expires_ms));
+        writer.flush_payloads(vec![entry]).await;
+        writer.flush(&[("b", Some("1"))]).await;
+        // An hour later by this process's clock, but nothing was flushed since.
+        sleep(Duration::from_hours(1)).await;
+        let started = kit.start(&[]);
+        started.node.board.request_full(Uuid::from_u128(9));
+        sleep(Duration::from_secs(2)).await;
+        let manifest = kit.snapshot().await.manifest;
+        assert_eq!((manifest.runs.len(), manifest.runs[0].entries), (1, 2));
+        assert_eq!(kit.content(expires_ms - 1).await.len(), 2);
+        // The next flush brings the time along, and a full job drops what has expired.
+        writer.flush(&[("b", Some("2"))]).await;
+        started.node.board.request_full(Uuid::from_u128(10));
+        sleep(Duration::from_secs(2)).await;
+        let manifest = kit.snapshot().await.manifest;
+        assert_eq!((manifest.runs.len(), manifest.runs[0].entries), (1, 1));
+        started.stop().await;
+    });
+}
+
+#[test]
+fn keys_in_order_move_without_being_rewritten() {
+    run_paused(async {
+        let kit = Kit::new();
+        let mut writer = kit.writer().await;
+        let big = "x".repeat(8_000);
+        for prefix in ["a", "b", "c", "d"] {
+            let keys: Vec<_> = (0..40).map(|n| format!("{prefix}{n:02}")).collect();
+            let entries = keys.iter().map(|key| (&**key, Some(&*big)));
+            writer.flush(&entries.collect::<Vec<_>>()).await;
+        }
+        let before = kit.bucket.list(ObjectKind::Sst).await.unwrap().len();
+        let started = kit.start(&[("sst_bytes", "4KiB")]);
+        sleep(Duration::from_secs(2)).await;
+        let manifest = kit.snapshot().await.manifest;
+        assert_eq!((manifest.l0.len(), manifest.runs.len(), manifest.runs[0].ssts), (0, 1, 4));
+        assert_eq!(kit.bucket.list(ObjectKind::Sst).await.unwrap().len(), before);
+        assert_eq!(kit.content(kit.env.clock.wall_ms()).await.len(), 160);
+        started.stop().await;
+    });
+}
+
+#[test]
+fn damaged_input_is_left_alone_and_the_rest_goes_on() {
+    run_paused(async {
+        let kit = Kit::new();
+        let mut writer = kit.writer().await;
+        flush_rounds(&mut writer, 0..4).await;
+        let damaged = Object::Sst(kit.snapshot().await.manifest.l0[0].id);
+        let mut bytes = kit.bucket.get(&damaged).await.unwrap().to_vec();
+        bytes[60] ^= 1;
+        kit.bucket.put(&damaged, bytes.into()).await.unwrap();
+        let started = kit.start(&[]);
+        sleep(Duration::from_mins(1)).await;
+        let jobs = started.node.board.jobs();
+        assert_eq!(jobs.len(), 1, "it is not tried again and again");
+        assert!(jobs[0].error.as_ref().unwrap().contains(&damaged.path()), "{jobs:?}");
+        assert_eq!(kit.snapshot().await.manifest.l0.len(), 4);
+        started.stop().await;
+    });
+}
+
+#[test]
+fn root_with_objects_and_no_current_is_damage() {
+    run_paused(async {
+        let kit = Kit::new();
+        kit.bucket.create(&Object::Wal(WalId(1)), Bytes::from_static(b"data")).await.unwrap();
+        let ended = kit.start(&[]).end().await;
+        assert!(matches!(ended, Err(Error::Corrupt(_))), "{ended:?}");
+    });
+}
+
+#[test]
+fn killed_anywhere_it_leaves_the_inputs_and_the_next_life_goes_on() {
+    run_paused(async {
+        let kit = Kit::new();
+        let mut writer = kit.writer().await;
+        flush_rounds(&mut writer, 0..8).await;
+        let now_ms = kit.env.clock.wall_ms();
+        let before = kit.content(now_ms).await;
+        for turns in 0..40 {
+            let started = kit.start(&[]);
+            for _ in 0..turns * 3 {
+                tokio::task::yield_now().await;
+            }
+            drop(started);
+            assert_eq!(kit.content(now_ms).await, before, "killed after {turns} turns");
+        }
+        let started = kit.start(&[("retention", "0s")]);
+        sleep(Duration::from_mins(3)).await;
+        assert_eq!(kit.content(now_ms).await, before);
+        let manifest = kit.snapshot().await.manifest;
+        assert_eq!((manifest.l0.len(), manifest.runs.len()), (0, 1));
+        // Everything that the killed ones left behind is gone: their epochs have passed.
+        let ssts = kit.bucket.list(ObjectKind::Sst).await.unwrap();
+        assert_eq!(u64::try_from(ssts.len()).unwrap(), manifest.runs[0].ssts);
+        assert_eq!(kit.bucket.list(ObjectKind::Run).await.unwrap().len(), 1);
+        started.stop().await;
+    });
+}
