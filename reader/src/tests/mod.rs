@@ -1,0 +1,396 @@
+//! The reader on a paused runtime, over a bucket whose writer is played by hand.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::{Body, to_bytes};
+use axum::extract::Request;
+use cairn_common::error::Error;
+use cairn_common::format::path::Object;
+use cairn_common::http::metrics::Metrics;
+use cairn_common::http::reads;
+use cairn_common::http::request::Deadline;
+use cairn_common::http::surface::Surface;
+use cairn_common::store::cache::BlockCache;
+use cairn_common::store::follow::Reach;
+use cairn_common::types::{Seq, WalId};
+use http::Response;
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt as _;
+
+use self::author::{Author, POLL};
+use crate::config::{Config, PROGRAM};
+use crate::follow::{Tail, find};
+use crate::node::ReaderNode;
+use crate::sights::Sights;
+
+mod author;
+
+/// Looks until the chain's end, as `Tail::run` does between two pauses.
+async fn look(tail: &mut Tail) {
+    for _ in 0..10 {
+        if tail.look().await.unwrap() == Reach::End {
+            return;
+        }
+    }
+    panic!("no end of the chain");
+}
+
+async fn shown(sights: &Sights, key: &str) -> Option<String> {
+    let sight = sights.latest().expect("a sight");
+    let found = sight.view.get(key.as_bytes(), 0).await.unwrap();
+    found.map(|found| String::from_utf8(found.value.to_vec()).unwrap())
+}
+
+fn seq(sights: &Sights) -> u64 {
+    sights.latest().expect("a sight").view.seq.0
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_sight_is_the_end_of_the_chain() {
+    let mut author = Author::of_database().await;
+    author.put("a", "1").await;
+    author.flush().await;
+    author.put("b", "2").await;
+    let (mut tail, sights) = author.tail().await;
+    assert!(sights.latest().is_none());
+    look(&mut tail).await;
+    assert_eq!(seq(&sights), 2);
+    assert_eq!(shown(&sights, "a").await.as_deref(), Some("1"));
+    assert_eq!(shown(&sights, "b").await.as_deref(), Some("2"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_batch_counts_once_while_its_memtable_becomes_l0() {
+    let mut author = Author::of_database().await;
+    let (mut tail, sights) = author.tail().await;
+    for round in 1..=6 {
+        author.add("n", "1").await;
+        look(&mut tail).await;
+        assert_eq!(shown(&sights, "n").await, Some(round.to_string()));
+        if round % 2 == 0 {
+            author.flush().await;
+            look(&mut tail).await;
+            assert_eq!(shown(&sights, "n").await, Some(round.to_string()));
+            assert!(sights.latest().unwrap().view.memtables.is_empty());
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_fell_behind_begins_anew_and_never_goes_back() {
+    let mut author = Author::of_database().await;
+    let (mut tail, sights) = author.tail().await;
+    author.add("n", "1").await;
+    look(&mut tail).await;
+    let before = sights.latest().unwrap();
+    for _ in 0..5 {
+        author.add("n", "1").await;
+    }
+    author.flush().await;
+    author.collect_log().await;
+    author.add("n", "1").await;
+    look(&mut tail).await;
+    assert_eq!(seq(&sights), 7);
+    assert_eq!(shown(&sights, "n").await.as_deref(), Some("7"));
+    let old = before.view.get(b"n", 0).await.unwrap().unwrap();
+    assert_eq!(old.value, "1", "a view that is still held shows what it showed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn lag_counts_from_the_begin_of_the_look() {
+    let author = Author::of_database().await;
+    let (mut tail, sights) = author.tail().await;
+    author.store.config_mut(|config| config.wait_get_per_call = Duration::from_millis(100));
+    look(&mut tail).await;
+    let lag = || sights.latest().unwrap().lag_ms(author.env.clock.boot());
+    assert!((200..300).contains(&lag()), "the GETs of the log and of CURRENT: {}", lag());
+    tokio::time::advance(Duration::from_secs(3)).await;
+    assert!(lag() >= 3200, "{}", lag());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_away_costs_freshness_alone() {
+    let mut author = Author::of_database().await;
+    author.put("a", "1").await;
+    let (mut tail, sights) = author.tail().await;
+    look(&mut tail).await;
+    let fresh_at = sights.latest().unwrap().fresh_at;
+    author.store.config_mut(|config| config.wait_get_per_call = Duration::from_hours(1));
+    let error = tail.look().await.unwrap_err();
+    assert!(matches!(error, Error::Unavailable(_)), "{error}");
+    assert_eq!(shown(&sights, "a").await.as_deref(), Some("1"));
+    assert_eq!(sights.latest().unwrap().fresh_at, fresh_at);
+}
+
+#[tokio::test(start_paused = true)]
+async fn new_trees_are_warm_when_they_are_shown() {
+    let mut author = Author::of_database().await;
+    let (mut tail, sights) = author.tail().await;
+    author.put("a", "1").await;
+    author.flush().await;
+    look(&mut tail).await;
+    let is_warm = || {
+        let sight = sights.latest().unwrap();
+        sight.view.tree.handles().all(|handle| handle.with_meta(|_| ()).is_some())
+    };
+    assert!(is_warm());
+    author.compact("a", "1").await;
+    look(&mut tail).await;
+    assert_eq!(sights.latest().unwrap().view.tree.runs.len(), 1);
+    assert!(is_warm());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_that_is_missing_for_good_is_damage() {
+    let mut author = Author::of_database().await;
+    let (mut tail, sights) = author.tail().await;
+    author.put("a", "1").await;
+    author.flush().await;
+    look(&mut tail).await;
+    author.compact("a", "1").await;
+    let run = author.snapshot().await.manifest.runs[0].id;
+    author.bucket.delete(&[Object::Run(run)]).await.unwrap();
+    assert_eq!(tail.look().await.unwrap(), Reach::Partway);
+    let error = tail.look().await.unwrap_err();
+    assert!(matches!(&error, Error::Corrupt(_)), "{error}");
+    assert_eq!(shown(&sights, "a").await.as_deref(), Some("1"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_that_was_replaced_meanwhile_is_no_damage() {
+    let mut author = Author::of_database().await;
+    let (mut tail, sights) = author.tail().await;
+    author.put("a", "1").await;
+    author.flush().await;
+    author.compact("a", "1").await;
+    look(&mut tail).await;
+    author.put("a", "2").await;
+    author.flush().await;
+    author.compact("a", "2").await;
+    let run = author.newest_run().await;
+    author.bucket.delete(&[Object::Run(run.id)]).await.unwrap();
+    assert_eq!(tail.look().await.unwrap(), Reach::Partway);
+    author.replace_run(run, "a", "2").await;
+    look(&mut tail).await;
+    assert_eq!(shown(&sights, "a").await.as_deref(), Some("2"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_empty_root_is_waited_on_and_a_damaged_one_is_not() {
+    let author = Author::nowhere();
+    let began = author.env.clock.boot();
+    let create = async {
+        tokio::time::sleep(5 * POLL / 2).await;
+        author.create().await;
+    };
+    let (found, ()) = tokio::join!(find(&author.bucket, &author.env, POLL), create);
+    assert_eq!(found.unwrap().current.writer.epoch.0, 1);
+    assert!(author.env.clock.boot() - began <= 4 * POLL);
+
+    author.bucket.put(&Object::Wal(WalId(1)), "x".into()).await.unwrap();
+    author.bucket.delete(&[Object::Current]).await.unwrap();
+    let error = find(&author.bucket, &author.env, POLL).await.unwrap_err();
+    assert!(matches!(&error, Error::Corrupt(_)), "{error}");
+    assert!(error.to_string().contains("cairn repair"), "{error}");
+}
+
+/// A reader with its HTTP surface.
+struct Site {
+    author: Author,
+    sights: Arc<Sights>,
+    tail: Option<Tail>,
+    router: axum::Router,
+}
+
+impl Site {
+    async fn new() -> Self {
+        let author = Author::of_database().await;
+        let (tail, sights) = author.tail().await;
+        let config: Config = PROGRAM.with(&[("store", "memory://")]).unwrap();
+        let cache = BlockCache::memory_only(1 << 20);
+        let (env, bucket) = (author.env.clone(), author.bucket.clone());
+        let node = ReaderNode::new(env.clone(), bucket, cache, &config, Arc::clone(&sights));
+        let node = Arc::new(node);
+        let metrics = Arc::new(Metrics::new("reader"));
+        crate::metrics::register(&metrics, Arc::clone(&node));
+        let surface = Surface::new(config.shared.http, metrics, Arc::clone(&env.clock));
+        let reads = reads::routes(Arc::clone(&node));
+        let routes = reads.merge(crate::routes::writes(Arc::clone(&node)));
+        let ops = surface.ops(Arc::clone(&node), axum::Router::new());
+        let router = surface.data(node, routes).nest("/ops", ops);
+        Self { author, sights, tail: Some(tail), router }
+    }
+
+    /// Follows in the background, as the process does.
+    fn follow(&mut self) -> tokio::task::JoinSet<()> {
+        let mut tasks = tokio::task::JoinSet::new();
+        let tail = self.tail.take().unwrap();
+        tasks.spawn(async move { tail.run(CancellationToken::new()).await.unwrap() });
+        tasks
+    }
+
+    async fn look(&mut self) {
+        look(self.tail.as_mut().unwrap()).await;
+    }
+
+    async fn ask(&self, request: http::request::Builder) -> (Response<()>, String) {
+        let request: Request = request.body(Body::empty()).unwrap();
+        let response = self.router.clone().oneshot(request).await.unwrap();
+        let (parts, body) = response.into_parts();
+        let body = to_bytes(body, usize::MAX).await.unwrap().to_vec();
+        (Response::from_parts(parts, ()), String::from_utf8(body).unwrap())
+    }
+
+    async fn get(&self, uri: &str, headers: &[(&str, &str)]) -> (u16, Response<()>, String) {
+        let request = Request::get(uri);
+        let request =
+            headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+        let (response, body) = self.ask(request).await;
+        (response.status().as_u16(), response, body)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_is_ready_with_its_first_view() {
+    let mut site = Site::new().await;
+    for uri in ["/readyz", "/v1/kv/a"] {
+        let (status, _, body) = site.get(uri, &[]).await;
+        assert_eq!(status, 503, "{uri}");
+        assert!(body.contains("not_yet"), "{body}");
+    }
+    assert_eq!(site.get("/livez", &[]).await.0, 200);
+    site.author.put("a", "1").await;
+    site.look().await;
+    assert_eq!(site.get("/readyz", &[]).await.0, 200);
+    let (status, response, body) = site.get("/v1/kv/a", &[]).await;
+    assert_eq!((status, body.as_str()), (200, "1"));
+    assert_eq!(response.headers()["cairn-seq"], "1");
+    assert_eq!(response.headers()["etag"], "\"1\"");
+    assert!(response.headers().contains_key("cairn-lag-ms"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn status_and_metrics_tell_how_far_it_is() {
+    let mut site = Site::new().await;
+    site.author.put("a", "1").await;
+    site.author.flush().await;
+    site.look().await;
+    let (_, _, body) = site.get("/v1/status", &[]).await;
+    let status: serde_json::Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(status["role"], "reader");
+    assert_eq!((&status["seq"], &status["applied_seq"]), (&1.into(), &1.into()));
+    assert_eq!((&status["epoch"], &status["lag_ms"]), (&1.into(), &0.into()));
+    assert_eq!(status["tree"]["l0"].as_array().unwrap().len(), 1);
+    assert_eq!(status["writer_url"], "http://writer:7001");
+    let (_, _, text) = site.get("/ops/metrics", &[]).await;
+    assert!(text.contains("cairn_reader_seq 1\n"), "{text}");
+    assert!(text.contains("cairn_reader_lag_milliseconds 0\n"), "{text}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_read_waits_for_its_seq_and_the_bucket_is_asked_more_often() {
+    let mut site = Site::new().await;
+    let _tasks = site.follow();
+    site.sights.first().await;
+    tokio::time::sleep(POLL / 10).await;
+    let clock = Arc::clone(&site.author.env.clock);
+    let began = clock.boot();
+    let write = async {
+        tokio::time::sleep(POLL / 2).await;
+        site.author.put("a", "1").await;
+    };
+    let deadline = Deadline::after(10 * POLL).instant();
+    let (sight, ()) = tokio::join!(site.sights.at_least(Seq(1), deadline), write);
+    assert_eq!(sight.unwrap().view.seq, Seq(1));
+    let took = clock.boot() - began;
+    assert!(took < POLL * 4 / 5, "{took:?}");
+
+    let headers = [("cairn-min-seq", "2"), ("cairn-timeout", "3s")];
+    let began = clock.boot();
+    let (status, response, body) = site.get("/v1/kv/a", &headers).await;
+    assert_eq!((status, clock.boot() - began), (503, Duration::from_secs(3)));
+    assert!(body.contains("not_yet"), "{body}");
+    assert_eq!(response.headers()["cairn-seq"], "1");
+    assert_eq!(response.headers()["retry-after"], "1");
+    assert!(!site.sights.is_awaited());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_bucket_is_polled_at_its_interval() {
+    let mut site = Site::new().await;
+    let _tasks = site.follow();
+    site.sights.first().await;
+    let requests = || {
+        let rows = site.author.bucket.metrics().snapshot().rows;
+        rows.iter().map(|row| row.requests).sum::<u64>()
+    };
+    let before = requests();
+    tokio::time::sleep(21 * POLL / 2).await;
+    assert_eq!(requests() - before, 20, "one GET of the log and one of CURRENT each second");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_view_that_may_be_too_old_is_shown_only_if_that_is_allowed() {
+    let mut site = Site::new().await;
+    site.author.put("a", "1").await;
+    site.look().await;
+    tokio::time::advance(Duration::from_secs(10)).await;
+    assert_eq!(site.get("/v1/kv/a", &[]).await.0, 200);
+    tokio::time::advance(Duration::from_millis(1)).await;
+    let (status, response, body) = site.get("/v1/kv/a", &[]).await;
+    assert_eq!(status, 503);
+    assert!(body.contains("too_stale"), "{body}");
+    assert_eq!(response.headers()["cairn-lag-ms"], "10001");
+    let (status, response, body) = site.get("/v1/kv/a", &[("cairn-allow-stale", "true")]).await;
+    assert_eq!((status, body.as_str()), (200, "1"));
+    assert_eq!(response.headers()["cairn-lag-ms"], "10001");
+    assert_eq!(site.get("/readyz", &[]).await.0, 200, "an outage does not remove every reader");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_meets_a_collected_sst_is_restarted_on_the_new_tree() {
+    let mut site = Site::new().await;
+    site.author.put("a", "1").await;
+    site.author.flush().await;
+    let _tasks = site.follow();
+    site.sights.first().await;
+    // Compacted and collected between two polls, before the SST's block was ever read.
+    let inputs = site.author.compact("a", "1").await;
+    site.author.bucket.delete(&inputs).await.unwrap();
+    let (status, _, body) = site.get("/v1/kv/a", &[]).await;
+    assert_eq!((status, body.as_str()), (200, "1"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_sst_that_is_missing_for_good_is_no_missing_key() {
+    let mut site = Site::new().await;
+    site.author.put("a", "1").await;
+    site.author.flush().await;
+    let _tasks = site.follow();
+    site.sights.first().await;
+    let sst = site.author.snapshot().await.manifest.l0[0].id;
+    site.author.bucket.delete(&[Object::Sst(sst)]).await.unwrap();
+    let (status, _, body) = site.get("/v1/kv/a", &[]).await;
+    assert_eq!(status, 503);
+    assert!(body.contains("store_unavailable"), "{body}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn writes_are_shown_the_way_to_the_writer() {
+    let mut site = Site::new().await;
+    site.look().await;
+    for (method, uri) in [
+        ("PUT", "/v1/kv/a%2Fb?durable=false"),
+        ("DELETE", "/v1/kv64/YQ"),
+        ("POST", "/v1/batch"),
+        ("POST", "/v1/flush"),
+    ] {
+        let request = Request::builder().method(method).uri(uri);
+        let (response, body) = site.ask(request).await;
+        assert_eq!(response.status(), 421, "{method} {uri}");
+        assert_eq!(response.headers()["location"], format!("http://writer:7001{uri}"));
+        let outcome = body.contains("\"outcome\":\"not_applied\"");
+        assert_eq!(outcome, uri != "/v1/flush", "{body}");
+    }
+}
