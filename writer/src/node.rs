@@ -82,8 +82,7 @@ impl WriterNode {
             return Ok(Arc::clone(writer));
         }
         let mut phase = self.phase.clone();
-        let settled =
-            phase.wait_for(|phase| !matches!(phase, Phase::Starting | Phase::Holding(_)));
+        let settled = phase.wait_for(|phase| !matches!(phase, Phase::Starting | Phase::Holding(_)));
         let settled = deadline.limit("the writer was taking over the log", settled).await;
         let settled = settled.map_err(|problem| problem.outcome(Outcome::NotApplied))?;
         match settled.as_deref() {

@@ -39,9 +39,7 @@ const COPY_BYTES_MAX: usize = 64 * 1024;
 
 /// The write routes.
 pub fn routes(node: Arc<WriterNode>) -> Router {
-    let routes = Router::new()
-        .route("/v1/batch", post(batch))
-        .route("/v1/flush", post(flush));
+    let routes = Router::new().route("/v1/batch", post(batch)).route("/v1/flush", post(flush));
     let key_routes = || put(put_key).delete(delete_key).post(merge_key);
     let routes = keys::ROUTES.into_iter().fold(routes, |all, path| all.route(path, key_routes()));
     routes.with_state(node)
