@@ -2,6 +2,9 @@
 //! path. Prints what it compared and how fast; ends with exit code 1 at the first difference.
 //!
 //! `cargo run --release -p cairn-tests --bin verify -- DIR [URL]`
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command that prints its figures")]
+#![expect(clippy::disallowed_methods, reason = "a measurement in real time")]
+#![expect(clippy::cast_precision_loss, reason = "rates of small counts")]
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

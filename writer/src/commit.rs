@@ -108,12 +108,7 @@ impl Committer {
     /// open group is `NotApplied` and what was sent is `Unknown`.
     pub async fn run(mut self, drain: CancellationToken) -> Result<()> {
         let outcome = self.turn(&drain).await;
-        let end = match &outcome {
-            Ok(()) => End::Closed,
-            Err(Error::Fenced { found, .. }) => End::Fenced(*found),
-            Err(_) => End::Failed,
-        };
-        self.front.end(end);
+        self.front.end(outcome.as_ref().err().map_or(End::Closed, End::of));
         for sent in &self.window {
             sent.outcome.send_replace(Outcome::Unknown);
         }

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::commit::Committer;
 use crate::config::{FrontLimits, LogConfig};
 use crate::flush::{self, Flusher};
-use crate::front::Front;
+use crate::front::{End, Front};
 use crate::lease::{self, Lease};
 use crate::open::{self, Taken, Takeover};
 use crate::service::Writer;
@@ -151,14 +151,18 @@ impl Engine {
         }
     }
 
-    /// Resolves when a task has ended, which none does by itself but in error.
+    /// Resolves when a task has ended, which none does by itself but in error. From then on nothing
+    /// is taken, and whoever waits is told.
     ///
     /// Cancel-safe.
     pub async fn failed(&mut self) -> Error {
-        match self.tasks.join_next().await {
+        let error = match self.tasks.join_next().await {
             Some(ended) => settled(ended).err().unwrap_or(Error::Closed),
             None => Error::Closed,
-        }
+        };
+        self.writer.front.end(End::of(&error));
+        self.tasks.abort_all();
+        error
     }
 
     /// Stops taking writes, makes everything taken durable, and records that it is closed.

@@ -75,7 +75,7 @@ pub async fn run(config: Config, frame: Frame) -> Result<()> {
         () = shutdown.cancelled() => Ok(()),
     };
     if let Err(error) = &ended {
-        life.phase.send_replace(Phase::Ended(end_of(error)));
+        life.phase.send_replace(Phase::Ended(End::of(error)));
     }
     servers.stop().await;
     ended
@@ -88,14 +88,6 @@ fn reachable(listener: &TcpListener) -> Option<String> {
         return Some(format!("http://127.0.0.1:{}", address.port()));
     }
     Some(format!("http://{address}"))
-}
-
-fn end_of(error: &Error) -> End {
-    match error {
-        Error::Fenced { found, .. } => End::Fenced(*found),
-        Error::Closed => End::Closed,
-        _ => End::Failed,
-    }
 }
 
 struct Life {

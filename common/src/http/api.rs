@@ -138,7 +138,8 @@ pub fn body_kind(headers: &HeaderMap) -> Answer<BodyKind> {
     let text = value.to_str().unwrap_or("");
     let essence = text.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
     match essence.as_str() {
-        JSON => Ok(BodyKind::Json),
+        // What `curl -d` says of every body; nothing here takes a form.
+        JSON | "application/x-www-form-urlencoded" => Ok(BodyKind::Json),
         NDJSON | "application/ndjson" | "application/jsonl" => Ok(BodyKind::Ndjson),
         _ => {
             let detail = format!("{text:?} is neither {JSON} nor {NDJSON}");

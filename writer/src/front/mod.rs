@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use cairn_common::clock::Clock;
+use cairn_common::error::Error;
 use cairn_common::format::manifest::WalRange;
 use cairn_common::format::wal::WalBuilder;
 use cairn_common::lsm::memtable::Memtable;
@@ -92,6 +93,17 @@ pub enum End {
     Fenced(Epoch),
     /// Something that must not happen did; the log says what.
     Failed,
+}
+
+impl End {
+    /// How this error ends a writer.
+    pub fn of(error: &Error) -> Self {
+        match error {
+            Error::Fenced { found, .. } => Self::Fenced(*found),
+            Error::Closed => Self::Closed,
+            _ => Self::Failed,
+        }
+    }
 }
 
 /// A batch that has its place in the order.
