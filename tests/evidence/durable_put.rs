@@ -58,8 +58,7 @@ async fn open(interval: &str) -> Result<Engine, cairn_common::Error> {
     let snapshot = parts.manifests().create().await?;
     let uuid = parts.env.random.uuid();
     let claim = Claim { role: Role::Writer, uuid, url: None, lease: config.lease.0 };
-    let mut engine =
-        Engine::open(&parts, snapshot.current.database, &config.log, &claim).await?;
+    let mut engine = Engine::open(&parts, snapshot.current.database, &config.log, &claim).await?;
     engine.hold().await?;
     Ok(engine)
 }
@@ -71,8 +70,7 @@ async fn put(writer: &Writer, key: String) -> Duration {
         expires_ms: None,
     };
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
-    let write =
-        Write { ops: vec![op], condition: None, durability: Durability::Durable, deadline };
+    let write = Write { ops: vec![op], condition: None, durability: Durability::Durable, deadline };
     let began = Instant::now();
     let seq = writer.write(write).await;
     assert!(seq.is_ok(), "{seq:?}");

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use axum::Router;
 use cairn_common::config::HttpLimits;
-use cairn_common::error::{Error, Result};
+use cairn_common::error::Result;
 use cairn_common::format::sst::SstOptions;
 use cairn_common::http::metrics::Metrics;
 use cairn_common::http::surface::Surface;
