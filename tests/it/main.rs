@@ -6,6 +6,7 @@ mod deploy;
 mod instructions;
 mod manifests;
 mod read;
+mod readme;
 mod s3;
 mod source;
 mod tidy;
