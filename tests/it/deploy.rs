@@ -136,7 +136,6 @@ fn named<'a>(containers: &'a [Container], name: &str) -> &'a Container {
 }
 
 #[tokio::test]
-#[ignore = "until the processes can be started"]
 async fn the_manifests_run_and_their_probes_answer() {
     let machine = Machine::new();
     let containers = Manifests::render("base").containers();
@@ -169,7 +168,6 @@ async fn the_manifests_run_and_their_probes_answer() {
 }
 
 #[tokio::test]
-#[ignore = "until the processes can be started"]
 async fn a_second_writer_pod_is_alive_but_not_ready_until_the_first_one_stops() {
     let machine = Machine::new();
     let containers = Manifests::render("base").containers();
@@ -190,7 +188,6 @@ async fn a_second_writer_pod_is_alive_but_not_ready_until_the_first_one_stops() 
 }
 
 #[test]
-#[ignore = "until the processes can be started"]
 fn every_variable_is_a_setting_and_takes_effect() {
     let containers = Manifests::render("base").containers();
     let pods = containers.iter().map(|c| (c.deployment.clone(), c.args(), c.env("10.0.0.1")));

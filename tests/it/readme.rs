@@ -16,11 +16,7 @@ const FOLDERS: [&str; 7] =
     ["common/", "writer/", "reader/", "compactor/", "cli/", "tests/", "deploy/"];
 
 fn programs() -> [Program; 3] {
-    [
-        cairn_writer::config::PROGRAM,
-        cairn_reader::config::PROGRAM,
-        cairn_compactor::config::PROGRAM,
-    ]
+    [cairn_writer::config::PROGRAM, cairn_reader::config::PROGRAM, cairn_compactor::config::PROGRAM]
 }
 
 fn root() -> PathBuf {
@@ -49,7 +45,7 @@ fn tables() -> String {
 }
 
 fn table<'a>(settings: impl Iterator<Item = &'a Setting>) -> String {
-    let mut text = String::from("| setting | default | what, and why that default |\n|---|---|---|\n");
+    let mut text = "| setting | default | what, and why that default |\n|---|---|---|\n".to_owned();
     for setting in settings {
         let default = match setting.fallback {
             Fallback::Is(value) => format!("`{value}`"),

@@ -83,7 +83,7 @@ impl Tree {
 impl Source {
     pub(super) fn new(path: &str, text: &str) -> Self {
         let code = if has_extension(path, "rs") { code_of(text) } else { String::new() };
-        let is_test = path.starts_with("tests/");
+        let is_test = path.starts_with("tests/") || path.contains("/tests/");
         Self { path: path.to_owned(), text: text.to_owned(), code, is_test }
     }
 

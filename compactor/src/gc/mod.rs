@@ -5,9 +5,9 @@
 //! run and checkpoint body; delete what [`Evidence`] allows, in bounded batches.
 //!
 //! **Invariants**
-//! - What is deleted is decided by `format::collect` alone, from one read of CURRENT and the manifest
-//!   it names. Each reason is true for ever, so a pass may stop anywhere, be as slow as it likes, and
-//!   run in any number of processes at a time; it holds no epoch.
+//! - What is deleted is decided by `format::collect` alone, from one read of CURRENT and the
+//!   manifest it names. Each reason is true for ever, so a pass may stop anywhere, be as slow as it
+//!   likes, and run in any number of processes at a time; it holds no epoch.
 //! - A checkpoint body or run that cannot be read stops collection: references that cannot be seen
 //!   may be to anything.
 //! - Times decide only how long things are kept, never whether they are needed.
@@ -195,7 +195,8 @@ fn gone(object: &str) -> Error {
     Error::corrupt(object, cause)
 }
 
-/// The edit that lets history go and forgets what was deleted; `None` where it is not worth a commit.
+/// The edit that lets history go and forgets what was deleted; `None` where it is not worth a
+/// commit.
 ///
 /// `listed` must be younger than the manifest: what was retired there and is not listed is gone.
 fn retain(

@@ -89,8 +89,8 @@ pub struct Work {
 /// Not cancel-safe: what it had begun when it was dropped stays in the bucket.
 ///
 /// # Errors
-/// `Closed`: it was cancelled. `Corrupt`, `NotFound`, `Unavailable`, `Indeterminate`: an input could
-/// not be read, or an output not be written.
+/// `Closed`: it was cancelled. `Corrupt`, `NotFound`, `Unavailable`, `Indeterminate`: an input
+/// could not be read, or an output not be written.
 pub async fn run(tools: &Tools, plan: Plan, progress: &Progress, work: &mut Work) -> Result<()> {
     progress.to_do.store(plan.bytes(), Ordering::Relaxed);
     for piece in plan.pieces {

@@ -25,8 +25,8 @@
 //! - A tree that a job has left alone is not picked for the same reason again: every rule needs
 //!   something that the job removes.
 //!
-//! **Source**: Dayan and Idreos, Dostoevsky (SIGMOD 2018), for lazy levelling; `RocksDB`'s universal
-//! compaction for the size ratio.
+//! **Source**: Dayan and Idreos, Dostoevsky (SIGMOD 2018), for lazy levelling; `RocksDB`'s
+//! universal compaction for the size ratio.
 
 use std::collections::BTreeSet;
 use std::ops::Range;

@@ -1,8 +1,8 @@
 //! What a job does with its inputs: which SSTs are merged, and which move as they are. Pure.
 //!
-//! An SST whose keys overlap no other input would be copied byte for byte by a merge; it is named in
-//! the output instead, which costs nothing (a trivial move). So data that arrive in key order are
-//! never rewritten, and a merge into the bottom rewrites only what the upper runs touch.
+//! An SST whose keys overlap no other input would be copied byte for byte by a merge; it is named
+//! in the output instead, which costs nothing (a trivial move). So data that arrive in key order
+//! are never rewritten, and a merge into the bottom rewrites only what the upper runs touch.
 //!
 //! **Invariants**
 //! - Pieces ascend and share no key; every input SST is in exactly one.

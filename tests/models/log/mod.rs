@@ -45,8 +45,8 @@ enum Variant {
     WindowByOutstanding,
     BoundaryBeforeBump,
     NoRereadAfterFence,
-    /// The boundary taken from the id of a fence, as if it were a datum: the id itself is a position
-    /// on the chain (and is a boundary in the correct protocol too), the next one is not.
+    /// The boundary taken from the id of a fence, as if it were a datum: the id itself is a
+    /// position on the chain (and is a boundary in the correct protocol too), the next one is not.
     BoundaryPastFenceId,
     /// The SST holds sent batches behind its boundary.
     FlushOfUnproven,

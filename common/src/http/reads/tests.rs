@@ -1,3 +1,5 @@
+//! Tests of the read routes over a made-up view.
+
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
