@@ -128,6 +128,23 @@ fn current_names_exactly_one_manifest() {
 
 proptest! {
     #[test]
+    fn any_document_never_panics(
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+    ) {
+        let mut json = serde_json::to_vec(&manifest()).unwrap();
+        for (place, byte) in damage {
+            let place = place.index(json.len());
+            json[place] = byte;
+        }
+        let bytes = zstd::encode_all(&*json, 1).unwrap();
+        if let Ok(parsed) = Manifest::parse(&bytes, &Digest::of(&bytes)) {
+            // What is accepted can be written again.
+            let (bytes, digest) = parsed.encode();
+            prop_assert_eq!(Manifest::parse(&bytes, &digest).unwrap(), parsed);
+        }
+    }
+
+    #[test]
     fn every_key_and_number_survives(
         first in prop::collection::vec(any::<u8>(), 1..40),
         more in prop::collection::vec(any::<u8>(), 0..40),

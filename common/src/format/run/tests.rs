@@ -96,6 +96,23 @@ fn a_moved_sst_of_a_writer_may_stand_in_a_run() {
 
 proptest! {
     #[test]
+    fn any_document_never_panics(
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+    ) {
+        let mut json = serde_json::to_vec(&sample()).unwrap();
+        for (place, byte) in damage {
+            let place = place.index(json.len());
+            json[place] = byte;
+        }
+        let bytes = zstd::encode_all(&*json, 1).unwrap();
+        if let Ok(parsed) = Run::parse(&bytes, &Digest::of(&bytes)) {
+            // What is accepted can be written again.
+            let (bytes, digest) = parsed.encode();
+            prop_assert_eq!(Run::parse(&bytes, &digest).unwrap(), parsed);
+        }
+    }
+
+    #[test]
     fn every_run_survives(keys in prop::collection::btree_set(
         prop::collection::vec(any::<u8>(), 1..20), 2..20,
     )) {
