@@ -1,0 +1,130 @@
+//! The exit codes: what a process that must not go on tells whoever started it. (0 and 3 are met
+//! in the other files.)
+
+use std::fs;
+use std::path::Path;
+
+use cairn_common::format::path::Object;
+use harness::cluster::Cluster;
+use harness::fake_s3::{BUCKET, Conditions, FakeS3};
+use harness::process::Kind;
+use reqwest::StatusCode;
+
+use crate::view;
+
+const KINDS: [Kind; 3] = [Kind::Writer, Kind::Reader, Kind::Compactor];
+
+/// The last line on stderr is for people: it names the program.
+fn says_why(log: &str, kind: Kind) -> bool {
+    let start = format!("cairn-{}: ", kind.name());
+    log.lines().last().is_some_and(|line| line.starts_with(&start))
+}
+
+#[tokio::test]
+async fn a_wrong_setting_is_exit_2() {
+    let cluster = Cluster::new();
+    for kind in KINDS {
+        for wrong in ["--listne=127.0.0.1:0", "--log-format=papyrus"] {
+            let mut process = cluster.start(kind, &[wrong]);
+            assert_eq!(process.announced("ready").await, None);
+            assert_eq!(process.exit_code().await, 2, "{kind:?} {wrong}");
+            assert!(process.log().contains("listen") || process.log().contains("text"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_taken_port_is_exit_1() {
+    let cluster = Cluster::new();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let listen = format!("--ops-listen={}", taken.local_addr().unwrap());
+    for kind in KINDS {
+        let mut process = cluster.start(kind, &[&listen]);
+        assert_eq!(process.exit_code().await, 1, "{kind:?}");
+        assert!(says_why(&process.log(), kind), "{process:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_ignores_conditions_is_exit_4() {
+    let cluster = Cluster::new();
+    let s3 = FakeS3::start_anywhere(1).await;
+    s3.faults().set_conditions(Conditions::Ignored);
+    let store = format!("s3://{BUCKET}/db");
+    let mut writer = cluster.start_on(Kind::Writer, &store, &[], &s3.environment());
+    assert_eq!(writer.announced("ready").await, None);
+    assert_eq!(writer.exit_code().await, 4, "{writer:?}");
+    assert!(says_why(&writer.log(), Kind::Writer), "{writer:?}");
+    s3.stop().await;
+}
+
+/// A database with some flushed and some unflushed data, whose writer was killed.
+async fn crashed() -> Cluster {
+    let cluster = Cluster::new();
+    let mut writer = cluster.start(Kind::Writer, &[]);
+    writer.ready().await;
+    let http = view::client();
+    for n in 0..10 {
+        let put = http.put(format!("{}/v1/kv/{n}", writer.url())).body("x".repeat(100));
+        assert_eq!(put.send().await.expect("it answers").status(), StatusCode::NO_CONTENT);
+        if n == 5 {
+            let flush =
+                http.post(format!("{}/v1/flush", writer.url())).send().await.expect("it answers");
+            assert_eq!(flush.status(), StatusCode::OK);
+        }
+    }
+    writer.kill().await;
+    cluster
+}
+
+async fn refuses_to_run(cluster: &Cluster, kind: Kind) {
+    let mut process = cluster.start(kind, &[]);
+    assert_eq!(process.announced("ready").await, None, "{process:?}");
+    assert_eq!(process.exit_code().await, 5, "{process:?}");
+    assert!(says_why(&process.log(), kind), "{process:?}");
+}
+
+fn flip_a_bit(path: &Path) {
+    let mut bytes = fs::read(path).expect("an object");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(path, bytes).expect("an object");
+}
+
+#[tokio::test]
+async fn a_root_without_current_is_exit_5() {
+    let cluster = crashed().await;
+    fs::remove_file(cluster.root().join(Object::Current.path())).unwrap();
+    for kind in KINDS {
+        refuses_to_run(&cluster, kind).await;
+    }
+    assert_eq!(cluster.current(), None, "nobody takes it for an empty database");
+}
+
+#[tokio::test]
+async fn a_damaged_current_is_exit_5() {
+    let cluster = crashed().await;
+    flip_a_bit(&cluster.root().join(Object::Current.path()));
+    for kind in KINDS {
+        refuses_to_run(&cluster, kind).await;
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_manifest_is_exit_5() {
+    let cluster = crashed().await;
+    let manifest = cluster.current().unwrap().manifest;
+    flip_a_bit(&cluster.root().join(Object::Manifest(manifest).path()));
+    for kind in KINDS {
+        refuses_to_run(&cluster, kind).await;
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_object_on_the_chain_is_exit_5() {
+    let cluster = crashed().await;
+    flip_a_bit(&cluster.newest_wal_object().unwrap());
+    for kind in [Kind::Writer, Kind::Reader] {
+        refuses_to_run(&cluster, kind).await;
+    }
+}
