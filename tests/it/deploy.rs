@@ -115,7 +115,7 @@ impl Drop for Pod<'_> {
 }
 
 /// The program of the image, from the folder in which this test was built.
-fn program(name: &str) -> PathBuf {
+pub(crate) fn program(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("the path of this test");
     let folder = test.parent().and_then(Path::parent).expect("target/PROFILE/deps/test");
     let path = folder.join(name);

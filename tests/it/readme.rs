@@ -92,7 +92,7 @@ fn the_tables_of_settings_are_those_of_the_processes() {
 
 #[test]
 fn the_files_that_are_named_are_there() {
-    for name in ["README.md", "PROTOCOL.md", "deploy/README.md"] {
+    for name in ["README.md", "common/PROTOCOL.md", "deploy/README.md"] {
         let text = document(name);
         let folder = Path::new(name).parent().expect("a file lies in a folder");
         let mut count = 0;

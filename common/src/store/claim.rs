@@ -43,10 +43,22 @@ pub struct Claimed {
     pub proven_at: Duration,
 }
 
+/// The body of CURRENT that shows the claim.
+struct Proof {
+    current: Current,
+    version: Version,
+    /// Boot time at its receipt.
+    proven_at: Duration,
+}
+
 impl Manifests {
     /// Claims a role: PROTOCOL T1. Goes on until it is certain; the store may be away for long.
     ///
     /// Not cancel-safe: dropped halfway, the claim may land and fence the holder.
+    ///
+    /// # Errors
+    /// `NotFound`: there is no CURRENT. `Corrupt`: CURRENT, or the manifest it names. `Invalid`: the
+    /// store refuses for good.
     pub async fn claim(&self, claim: &Claim) -> Result<Claimed> {
         let mut pause = Pause::new();
         let mut replaced: Option<Current> = None;
@@ -63,14 +75,15 @@ impl Manifests {
             let current = parse_current(&bytes)?;
             if let (Some(replaced), true) = (&replaced, claim.is_held_in(&current)) {
                 let replaced = replaced.clone();
-                return self.claimed(claim, current, version, replaced, proven_at).await;
+                return self.claimed(claim, Proof { current, version, proven_at }, replaced).await;
             }
             let next = claim.apply(&current, self.env.random.uuid());
             replaced = Some(current.clone());
             match self.bucket.swap(&Object::Current, next.encode(), &version).await {
                 Ok(version) => {
                     let proven_at = self.env.clock.boot();
-                    return self.claimed(claim, next, version, current, proven_at).await;
+                    let proof = Proof { current: next, version, proven_at };
+                    return self.claimed(claim, proof, current).await;
                 }
                 Err(Error::Conflict(_)) => {}
                 Err(error @ (Error::Unavailable(_) | Error::Indeterminate(_))) => {
@@ -84,10 +97,8 @@ impl Manifests {
     async fn claimed(
         &self,
         claim: &Claim,
-        current: Current,
-        version: Version,
+        Proof { current, version, proven_at }: Proof,
         replaced: Current,
-        proven_at: Duration,
     ) -> Result<Claimed> {
         let epoch = claim.epoch_in(&current);
         let mut pause = Pause::new();

@@ -65,6 +65,9 @@ impl Manifests {
     ///
     /// `change` returns `None` where its effect is there or not wanted any more. Costs a swap, and
     /// a GET and a swap for each further try; goes on while the store is unavailable.
+    ///
+    /// # Errors
+    /// Those of `change`. `Corrupt`: what was read back. `Invalid`: the store refuses for good.
     pub async fn amend<C>(&self, mut known: Snapshot, mut change: C) -> Result<Snapshot>
     where
         C: FnMut(&Current) -> Result<Option<Current>> + Send,

@@ -44,8 +44,10 @@ impl Manifests {
 
     /// CURRENT and its manifest; `None` where the root holds no database yet.
     ///
-    /// Costs two GETs; on an empty root one GET and a LIST for every kind. Errors: `Corrupt` for a
-    /// root that has lost its CURRENT.
+    /// Costs two GETs; on an empty root one GET and a LIST for every kind.
+    ///
+    /// # Errors
+    /// `Corrupt`, also for a root that has lost its CURRENT. `Unavailable`, `Indeterminate`.
     pub async fn load(&self) -> Result<Option<Snapshot>> {
         match self.bucket.get_versioned(&Object::Current).await {
             Ok((bytes, version)) => self.follow(parse_current(&bytes)?, version).await.map(Some),
@@ -57,6 +59,10 @@ impl Manifests {
     /// What is there now; `None` where CURRENT is still the body of `known`.
     ///
     /// Costs one conditional GET, and a GET of the manifest where that is another one.
+    ///
+    /// # Errors
+    /// `Corrupt`, also where CURRENT is another database's. `NotFound`: CURRENT is gone.
+    /// `Unavailable`, `Indeterminate`.
     pub async fn refresh(&self, known: &Snapshot) -> Result<Option<Snapshot>> {
         let changed = self.bucket.get_if_changed(&Object::Current, &known.version).await?;
         let Some((bytes, version)) = changed else { return Ok(None) };

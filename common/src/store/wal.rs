@@ -42,7 +42,10 @@ impl Wal {
 
     /// The object at `id`; `None` where there is none.
     ///
-    /// Costs one GET. Errors: `Unavailable`, `Corrupt`.
+    /// Costs one GET.
+    ///
+    /// # Errors
+    /// `Unavailable`, `Indeterminate`; `Corrupt`.
     pub async fn get(&self, id: WalId) -> Result<Option<WalObject>> {
         match self.bucket.get(&Object::Wal(id)).await {
             Ok(bytes) => self.parse(id, bytes).map(Some),
@@ -55,7 +58,10 @@ impl Wal {
     /// the store is unavailable: the caller bounds it by dropping the future.
     ///
     /// Costs one PUT; one GET more for every ambiguous answer. Dropped halfway, the bytes may land
-    /// later. Errors: `Corrupt` (what stands there is no WAL object), `Invalid` (settings).
+    /// later.
+    ///
+    /// # Errors
+    /// `Corrupt`: what stands there is no WAL object. `Invalid`: the store refuses for good.
     pub async fn append(&self, id: WalId, bytes: &Bytes) -> Result<Appended> {
         let object = Object::Wal(id);
         loop {
