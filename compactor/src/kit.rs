@@ -13,7 +13,6 @@ use cairn_common::format::edit::{Edit, Flush};
 use cairn_common::format::manifest::{SstInfo, WalRange};
 use cairn_common::format::path::{Object, OutputId};
 use cairn_common::format::sst::{SstBuilder, SstMeta, SstOptions};
-use cairn_common::http::metrics::Metrics;
 use cairn_common::lsm::visible;
 use cairn_common::store::claim::{Claim, Claimed};
 use cairn_common::store::manifest::{Manifests, Snapshot};
@@ -26,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::board::Board;
 use crate::catalog::Catalog;
 use crate::config::{Config, PROGRAM};
-use crate::life::Life;
+use crate::life::{Counters, Life};
 use crate::node::{CompactorNode, Phase};
 
 /// Runs a test on a paused current-thread runtime.
@@ -94,13 +93,13 @@ impl Kit {
             bucket: self.bucket.clone(),
             random: Arc::clone(&self.env.random),
         };
-        let metrics = Arc::new(Metrics::new("compactor"));
+        let counters = Counters::default();
         let (bucket, env) = (self.bucket.clone(), self.env.clone());
-        let life = Life { config, bucket, env, url: None, board, phase, seen, metrics };
+        let life = Life { config, bucket, env, url: None, board, phase, seen, counters };
         let shutdown = CancellationToken::new();
         let mut task = JoinSet::new();
         task.spawn(life.run(shutdown.clone(), |_| {}));
-        Started { node, shutdown, task }
+        Started { node: Arc::new(node), shutdown, task }
     }
 
     /// Every key and value of the tree at this time.
@@ -125,7 +124,7 @@ impl Kit {
 
 /// A life that was started.
 pub(crate) struct Started {
-    pub(crate) node: CompactorNode,
+    pub(crate) node: Arc<CompactorNode>,
     pub(crate) shutdown: CancellationToken,
     task: JoinSet<Result<()>>,
 }

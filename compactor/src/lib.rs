@@ -1,8 +1,8 @@
 //! The compactor: keeps the tree in shape, and deletes what nobody needs any more.
 //!
 //! ```text
-//! life (wait, claim) -> schedule -> pick -> plan -> job -> commit       under the compactor's epoch
-//!                    -> gc                                             under none, any number of them
+//! life (wait, claim) -> schedule -> pick -> plan -> job -> commit      under the compactor's epoch
+//!                    -> gc                                            under none, by any number
 //! routes, node: the HTTP surface; board: what it knows of jobs
 //! ```
 //!
@@ -48,7 +48,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::board::Board;
 use self::config::{Config, Only, PROGRAM};
-use self::life::Life;
+use self::life::{Counters, Life};
 use self::node::{CompactorNode, Phase};
 
 /// The process; `args` begins with its name.
@@ -73,7 +73,7 @@ pub async fn run(config: Config, bucket: Bucket, frame: Frame) -> Result<()> {
     let listen = data.local_addr().map(|address| format!("http://{address}")).ok();
     let url = config.advertise.clone().or(listen);
     let runs_jobs = config.only != Some(Only::Gc);
-    let (life, node) = assemble(config, bucket, &env, (url, Arc::clone(&metrics)));
+    let (life, node) = assemble(config, bucket, &env, (url, Counters::register(&metrics)));
 
     let surface = Surface::new(limits, metrics, Arc::clone(&env.clock));
     let routes = if runs_jobs { routes::routes(Arc::clone(&node)) } else { Router::new() };
@@ -94,7 +94,7 @@ fn assemble(
     config: Config,
     bucket: Bucket,
     env: &Env,
-    (url, metrics): (Option<String>, Arc<Metrics>),
+    (url, counters): (Option<String>, Counters),
 ) -> (Life, Arc<CompactorNode>) {
     let (phase, phase_seen) = watch::channel(Phase::Starting);
     let (seen, snapshot_seen) = watch::channel(None);
@@ -106,6 +106,6 @@ fn assemble(
         bucket: bucket.clone(),
         random: Arc::clone(&env.random),
     });
-    let life = Life { config, bucket, env: env.clone(), url, board, phase, seen, metrics };
+    let life = Life { config, bucket, env: env.clone(), url, board, phase, seen, counters };
     (life, node)
 }

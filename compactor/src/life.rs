@@ -41,8 +41,24 @@ pub struct Life {
     pub phase: watch::Sender<Phase>,
     /// Told of each snapshot.
     pub seen: watch::Sender<Option<Snapshot>>,
-    /// Where its counters are shown.
-    pub metrics: Arc<Metrics>,
+    /// Its counters.
+    pub counters: Counters,
+}
+
+/// What a compactor counts.
+#[derive(Clone, Debug, Default)]
+pub struct Counters {
+    /// Jobs.
+    pub jobs: JobMetrics,
+    /// Collection.
+    pub gc: GcMetrics,
+}
+
+impl Counters {
+    /// Counters that `/metrics` shows.
+    pub fn register(metrics: &Metrics) -> Self {
+        Self { jobs: JobMetrics::register(metrics), gc: GcMetrics::register(metrics) }
+    }
 }
 
 impl Life {
@@ -130,7 +146,7 @@ impl Life {
     }
 
     fn collector(&self) -> Collector {
-        let metrics = GcMetrics::register(&self.metrics);
+        let metrics = self.counters.gc.clone();
         let retention = self.config.gc.retention.0;
         Collector::new(self.bucket.clone(), self.env.clone(), retention, metrics)
     }
@@ -198,7 +214,7 @@ impl Life {
         };
         let links = Links {
             board: Arc::clone(&self.board),
-            metrics: JobMetrics::register(&self.metrics),
+            metrics: self.counters.jobs.clone(),
             seen: self.seen.clone(),
         };
         Scheduler::new(manifests, tools, settings, links, claimed.snapshot)

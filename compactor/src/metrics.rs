@@ -1,5 +1,6 @@
 //! The compactor's own metric families.
 
+use cairn_common::format::manifest::Manifest;
 use cairn_common::format::path::ObjectKind;
 use cairn_common::http::metrics::Metrics;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -16,6 +17,11 @@ pub struct JobMetrics {
     jobs: Family<JobLabels, Counter>,
     read: Counter,
     written: Counter,
+    running: Gauge,
+    l0_ssts: Gauge,
+    runs: Gauge,
+    tree_bytes: Gauge,
+    retired: Gauge,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -33,8 +39,28 @@ impl JobMetrics {
             registry.register("jobs", "Jobs that have ended", this.jobs.clone());
             registry.register("read_bytes", "Stored bytes merged", this.read.clone());
             registry.register("written_bytes", "Bytes of new SSTs", this.written.clone());
+            registry.register("jobs_running", "Jobs in progress", this.running.clone());
+        });
+        metrics.register(|registry| {
+            let registry = registry.sub_registry_with_prefix("tree");
+            registry.register("l0_ssts", "SSTs in L0", this.l0_ssts.clone());
+            registry.register("runs", "Sorted runs", this.runs.clone());
+            registry.register("bytes", "Size of L0 and runs", this.tree_bytes.clone());
+            let help = "Objects that have left the tree and are kept for slow readers";
+            registry.register("retired_objects", help, this.retired.clone());
         });
         this
+    }
+
+    /// This is there now, and so many jobs work on it.
+    pub fn seen(&self, manifest: &Manifest, running: usize) {
+        let l0_bytes: u64 = manifest.l0.iter().map(|sst| sst.bytes).sum();
+        let run_bytes: u64 = manifest.runs.iter().map(|run| run.bytes).sum();
+        self.running.set(gauge(running));
+        self.l0_ssts.set(gauge(manifest.l0.len()));
+        self.runs.set(gauge(manifest.runs.len()));
+        self.tree_bytes.set(i64::try_from(l0_bytes + run_bytes).unwrap_or(i64::MAX));
+        self.retired.set(gauge(manifest.retired.len()));
     }
 
     /// A job has ended.
@@ -49,6 +75,10 @@ impl JobMetrics {
             self.written.inc_by(status.bytes_written);
         }
     }
+}
+
+fn gauge(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 /// How a job ended.

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cairn_common::error::{Error, Result};
+use cairn_common::faults::planted;
 use cairn_common::format::path::OutputId;
 use cairn_common::format::run::Run;
 use cairn_common::lsm::tree::{Stat, Tree};
@@ -137,6 +138,7 @@ impl Scheduler {
             if let Err(error) = self.start_jobs().await {
                 tolerate(error, "the runs of the manifest could not be read")?;
             }
+            self.metrics.seen(&self.snapshot.manifest, self.running.len());
             let board = Arc::clone(&self.board);
             tokio::select! {
                 biased;
@@ -273,9 +275,10 @@ fn rules_of(job: &Job, tree: &Tree) -> Rules {
     let (Some(newest), Some(oldest)) = (ids.first(), ids.last()) else {
         return Rules::upper(tree.now_ms);
     };
-    let has_operands_above = tree.has_operands_above(*newest, &inputs);
+    let has_operands_above =
+        tree.has_operands_above(*newest, &inputs) && !planted("compaction_forgets_operands_above");
     Rules {
-        bottom: tree.is_bottom(*oldest, &inputs),
+        bottom: tree.is_bottom(*oldest, &inputs) || planted("compaction_is_always_bottom"),
         now_ms: tree.now_ms,
         newer_operands_from_ms: if has_operands_above { 0 } else { tree.now_ms },
     }

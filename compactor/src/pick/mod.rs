@@ -11,10 +11,10 @@
 //! |---|---|---|
 //! | `l0` | `l0_count` SSTs wait in L0 | all of L0, oldest first, up to `inputs_max` |
 //! | `bottom` | the upper runs reach `bottom_percent` of the bottom | every run |
-//! | `tombstones` | their tombstones reach `tombstone_percent` of the bottom's entries | from the newest run that holds any, to the bottom |
-//! | `tier` | `tier_count` neighbours, none larger than those in front of it together | that stretch |
+//! | `tombstones` | theirs reach `tombstone_percent` of the bottom's entries | newest with any, to bottom |
+//! | `tier` | `tier_count` neighbours, none larger than those before it together | that stretch |
 //! | `depth` | more than `runs_max` runs | the cheapest stretch of `tier_count` neighbours |
-//! | `expiry` | `expired_percent` of the bottom is in SSTs whose expiring entries all have expired | the bottom |
+//! | `expiry` | SSTs with nothing left to expire reach `expired_percent` of the bottom | the bottom |
 //!
 //! L0 has a slot of its own: however long the jobs over runs take, L0 is emptied.
 //!
