@@ -102,8 +102,7 @@ pub(crate) fn run(args: Vec<OsString>) -> ExitCode {
         return up::run_role(role);
     }
     match start(cairn.command) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(Failure { reaction: Reaction::Hush, .. }) => ExitCode::SUCCESS,
+        Ok(()) | Err(Failure { reaction: Reaction::Hush, .. }) => ExitCode::SUCCESS,
         Err(failure) => {
             let written = writeln!(std::io::stderr(), "cairn: {failure}");
             drop(written);

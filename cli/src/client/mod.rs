@@ -76,6 +76,11 @@ impl Client {
         })
     }
 
+    /// The same, which tries unanswered requests again too.
+    pub(crate) fn patient(&self) -> Self {
+        Self { unanswered: Unanswered::Retries, ..self.clone() }
+    }
+
     /// A request of this path, which begins with a slash.
     pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
         let request = self.http.request(method, format!("{}{path}", self.base));
@@ -138,3 +143,6 @@ async fn problem(response: Response) -> Failure {
         _ => Failure::new(text),
     }
 }
+
+#[cfg(test)]
+mod tests;

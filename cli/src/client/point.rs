@@ -1,7 +1,7 @@
 //! `cairn get`, `put`, `del`: one key.
 
 use std::ffi::OsString;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::PathBuf;
 
@@ -9,7 +9,6 @@ use bytes::Bytes;
 use cairn_common::http::keys::Key;
 use clap::Args;
 use reqwest::Method;
-use tokio::io::AsyncReadExt as _;
 
 use super::{Client, Unanswered};
 use crate::args::Target;
@@ -71,7 +70,7 @@ pub(crate) async fn put(args: PutArgs) -> Outcome {
         (Some(value), None) if value != "-" => value.into_vec(),
         _ => {
             let mut value = Vec::new();
-            tokio::io::stdin().read_to_end(&mut value).await?;
+            std::io::stdin().lock().read_to_end(&mut value)?;
             value
         }
     };

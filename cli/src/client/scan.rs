@@ -173,7 +173,11 @@ impl Stream {
         write: &mut impl FnMut(&[u8], &Entry) -> std::io::Result<()>,
     ) -> Outcome<End> {
         let query = self.asked.query(self.last.as_deref(), self.count);
-        let client = &self.client;
+        // A server that was there will be there again.
+        let client = match self.last {
+            Some(_) => self.client.patient(),
+            None => self.client.clone(),
+        };
         let make = || {
             let request = client.request(Method::GET, "/v1/kv").query(&query);
             request.header(header::ACCEPT, NDJSON)
@@ -251,4 +255,17 @@ impl Asked {
         }
         query
     }
+}
+
+/// Every entry as text.
+#[cfg(test)]
+pub(super) async fn collect(target: &Target, entries: &mut Vec<(String, String)>) -> Outcome {
+    let (shows, direction) = (Shows::KeysAndValues, Direction::Forward);
+    let asked = Asked { prefix: Vec::new(), limit: None, shows, direction };
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let write = |_: &[u8], entry: &Entry| {
+        entries.push((text(&entry.key), text(entry.value.as_deref().unwrap_or_default())));
+        Ok(())
+    };
+    Stream::new(target, asked)?.run(write).await
 }

@@ -167,13 +167,11 @@ async fn end(process: &mut process::Child) -> std::io::Result<ExitStatus> {
     if let Some(pid) = pid {
         kill_process(pid, Signal::TERM)?;
     }
-    match timeout(STOP_MAX, process.wait()).await {
-        Ok(status) => status,
-        Err(_) => {
-            process.kill().await?;
-            process.wait().await
-        }
+    if let Ok(status) = timeout(STOP_MAX, process.wait()).await {
+        return status;
     }
+    process.kill().await?;
+    process.wait().await
 }
 
 async fn lines(stream: impl AsyncRead + Unpin, take: impl Fn(String)) {
