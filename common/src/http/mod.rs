@@ -10,7 +10,6 @@
 pub mod api;
 pub mod batch;
 pub mod conditions;
-mod connection;
 mod cursor;
 pub mod keys;
 pub mod metrics;

@@ -25,8 +25,12 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tower::Service as _;
 
-use super::connection::{Phase, ReplyBody, RequestBody, Watched};
+use self::connection::{Phase, ReplyBody, RequestBody, Watched};
 use crate::config::HttpLimits;
+
+mod connection;
+#[cfg(test)]
+mod tests;
 
 /// After a failed accept: most failures are a lack of file descriptors, which passes.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

@@ -1,0 +1,201 @@
+//! `cairn up`: a whole cluster on this machine, on a local directory.
+//!
+//! **Life**: takes the directory's lock; starts a writer, readers and a compactor as processes of
+//! this very executable; says where they listen once all are ready; starts again what dies; at
+//! SIGINT or SIGTERM stops them and waits for them.
+//!
+//! **Invariants**
+//! - One `up` a directory, by a file lock that the kernel releases whatever happens.
+//! - No child outlives its `up`: the kernel sends it SIGTERM when `up` dies.
+
+use std::collections::BTreeMap;
+use std::fs::{File, TryLockError};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::failure::{Failure, Outcome};
+use crate::output::{note, stdout};
+
+mod child;
+mod role;
+
+use child::{Child, Ready};
+use role::RoleName;
+pub(crate) use role::{ROLE_COMMAND, RoleArgs, run_role};
+
+/// Ports for operators are this much above those for data.
+const OPS_PORT_OFFSET: u16 = 100;
+/// What is escaped in the path of a URL.
+const ESCAPED: &AsciiSet =
+    &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+/// Announcements that wait to be read: a few for each child.
+const READY_WAITING_MAX: usize = 64;
+
+#[derive(Debug, Args)]
+pub(crate) struct UpArgs {
+    /// Where the database lives
+    #[arg(long, default_value = "./cairn-data", value_name = "DIR")]
+    dir: PathBuf,
+    /// How many readers
+    #[arg(long, default_value = "1", value_parser = clap::value_parser!(u16).range(0..=16))]
+    readers: u16,
+    /// Address to listen on
+    #[arg(long, default_value = "127.0.0.1", value_name = "ADDR")]
+    host: String,
+    /// Port of the writer; reader, compactor and more readers follow, operators' ports are 100
+    /// above; 0 takes any
+    #[arg(long, default_value = "7001", value_parser = clap::value_parser!(u16).range(..=60_000))]
+    port: u16,
+}
+
+pub(crate) async fn run(args: UpArgs) -> Outcome {
+    let lock = lock(&args.dir)?;
+    let executable = std::env::current_exe()?;
+    let children = args.children(&store_url(&args.dir)?);
+    let names: Vec<String> = children.iter().map(|child| child.name.clone()).collect();
+    let stop = CancellationToken::new();
+    let (announce, mut announced) = mpsc::channel(READY_WAITING_MAX);
+    let mut keepers = JoinSet::new();
+    for child in children {
+        keepers.spawn(child.keep(executable.clone(), announce.clone(), stop.clone()));
+    }
+    drop(announce);
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut places = BTreeMap::new();
+    let mut outcome = Ok(());
+    loop {
+        tokio::select! {
+            Some(ready) = announced.recv() => {
+                let was_up = places.len() == names.len();
+                places.insert(ready.name.clone(), ready);
+                if places.len() == names.len() && !was_up {
+                    say_where(&args.dir, &names, &places)?;
+                }
+            }
+            ended = keepers.join_next() => match ended {
+                Some(Ok(Ok(()))) => {}
+                Some(Ok(Err(failure))) => {
+                    outcome = outcome.and(Err(failure));
+                    stop.cancel();
+                }
+                Some(Err(error)) => {
+                    outcome = outcome.and(Err(Failure::new(error.to_string())));
+                    stop.cancel();
+                }
+                None => break,
+            },
+            _ = terminate.recv() => stop.cancel(),
+            _ = interrupt.recv() => {
+                note("stopping");
+                stop.cancel();
+            }
+        }
+    }
+    drop(lock);
+    outcome
+}
+
+/// Makes the directory and takes it for this process.
+fn lock(dir: &Path) -> Outcome<File> {
+    std::fs::create_dir_all(dir).map_err(|error| Failure::at(dir, error))?;
+    let path = dir.join("up.lock");
+    let file = File::create(&path).map_err(|error| Failure::at(&path, error))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            Err(Failure::at(dir, "another `cairn up` runs on this directory"))
+        }
+        Err(TryLockError::Error(error)) => Err(Failure::at(&path, error)),
+    }
+}
+
+fn store_url(dir: &Path) -> Outcome<String> {
+    let dir = dir.canonicalize().map_err(|error| Failure::at(dir, error))?.join("store");
+    std::fs::create_dir_all(&dir).map_err(|error| Failure::at(&dir, error))?;
+    let path = dir.to_str().ok_or_else(|| Failure::at(&dir, "the path is not UTF-8"))?;
+    Ok(format!("file://{}", utf8_percent_encode(path, ESCAPED)))
+}
+
+impl UpArgs {
+    fn children(&self, store: &str) -> Vec<Child> {
+        let child = |name: String, role, place: u16| {
+            let (port, ops) = match self.port {
+                0 => (0, 0),
+                first => (first + place, first + place + OPS_PORT_OFFSET),
+            };
+            let args = vec![
+                format!("--store={store}"),
+                format!("--listen={}:{port}", self.host),
+                format!("--ops-listen={}:{ops}", self.host),
+            ];
+            Child { name, role, args }
+        };
+        let mut children = vec![child("writer".into(), RoleName::Writer, 0)];
+        for index in 1..=self.readers {
+            let name = if self.readers == 1 { "reader".into() } else { format!("reader-{index}") };
+            // The first has the reader's usual port, the others come behind the compactor's.
+            let place = if index == 1 { 1 } else { index + 1 };
+            children.push(child(name, RoleName::Reader, place));
+        }
+        children.push(child("compactor".into(), RoleName::Compactor, 2));
+        children
+    }
+}
+
+fn say_where(dir: &Path, names: &[String], places: &BTreeMap<String, Ready>) -> Outcome {
+    let mut out = stdout();
+    writeln!(out, "cairn is up on {}", dir.display())?;
+    for place in names.iter().filter_map(|name| places.get(name)) {
+        let Ready { name, listen, ops } = place;
+        writeln!(out, "  {name:<10} http://{listen}   ops http://{ops}")?;
+    }
+    writeln!(out, "Ctrl-C stops it.")?;
+    Ok(out.flush()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(readers: u16, port: u16) -> UpArgs {
+        UpArgs { dir: "x".into(), readers, host: "127.0.0.1".into(), port }
+    }
+
+    #[test]
+    fn ports_are_the_usual_ones() {
+        let places = |args: &UpArgs| {
+            let children = args.children("file:///x");
+            let place =
+                |child: &Child| format!("{} {} {}", child.name, child.args[1], child.args[2]);
+            children.iter().map(place).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            places(&args(2, 7001)),
+            [
+                "writer --listen=127.0.0.1:7001 --ops-listen=127.0.0.1:7101",
+                "reader-1 --listen=127.0.0.1:7002 --ops-listen=127.0.0.1:7102",
+                "reader-2 --listen=127.0.0.1:7004 --ops-listen=127.0.0.1:7104",
+                "compactor --listen=127.0.0.1:7003 --ops-listen=127.0.0.1:7103",
+            ]
+        );
+        assert!(places(&args(1, 0)).iter().all(|place| place.contains(":0 ")));
+    }
+
+    #[test]
+    fn a_directory_is_taken_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = lock(dir.path()).unwrap();
+        let failure = lock(dir.path()).unwrap_err();
+        assert!(failure.text.ends_with("another `cairn up` runs on this directory"), "{failure}");
+        drop(first);
+        assert!(lock(dir.path()).is_ok());
+    }
+}
