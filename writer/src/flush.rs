@@ -66,7 +66,7 @@ impl Flusher {
             epoch,
             sst: Some(sst),
             replay_from: frozen.wal.to,
-            flushed_seq: frozen.memtable.last_seq().unwrap_or(known.manifest.flushed_seq),
+            flushed_seq: frozen.last_seq,
             time_ms,
         });
         self.manifests.commit(known, &edit).await
@@ -101,8 +101,7 @@ pub async fn run(
             let known = lease.snapshot().await;
             let snapshot = flusher.flush(known, lease.epoch(), &frozen).await?;
             lease.note(snapshot).await;
-            while front.tree().manifest.flushed_seq < frozen.memtable.last_seq().unwrap_or_default()
-            {
+            while front.tree().manifest.flushed_seq < frozen.last_seq {
                 match lease::show_tree(lease, front, ssts).await {
                     Ok(()) => {}
                     Err(

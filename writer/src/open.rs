@@ -19,8 +19,8 @@ use cairn_common::env::Env;
 use cairn_common::error::{Error, Result};
 use cairn_common::format::manifest::WalRange;
 use cairn_common::format::path::Object;
-use cairn_common::format::wal::{WalKind, WalObject, encode_fence};
-use cairn_common::limits::{SEQ_JUMP, WAL_JUMP};
+use cairn_common::format::wal::{WalKind, WalObject, encode_fence, seq_after_fence};
+use cairn_common::limits::WAL_JUMP;
 use cairn_common::lsm::memtable::Memtable;
 use cairn_common::read::view::OpenTree;
 use cairn_common::store::claim::{Claim, Claimed};
@@ -172,6 +172,7 @@ impl<'a> Walk<'a> {
             match self.takeover.wal.append(self.position, &fence).await? {
                 Appended::Proven => {
                     self.position = next;
+                    self.last_seq = seq_after_fence(self.last_seq);
                     return self.still_ours().await;
                 }
                 Appended::Taken(object) => self.apply(object).await?,
@@ -243,7 +244,7 @@ impl<'a> Walk<'a> {
         let memtable = std::mem::replace(&mut self.memtable, Arc::new(Memtable::new()));
         // The rest of the log may have been written at any time after the last flush.
         let time_ms = self.snapshot.manifest.time_ms;
-        let frozen = Frozen { memtable, wal, time_ms };
+        let frozen = Frozen { memtable, wal, last_seq: self.last_seq, time_ms };
         let known = self.snapshot.clone();
         self.snapshot = self.takeover.flusher.flush(known, self.identity.epoch, &frozen).await?;
         self.tree = self.takeover.open_tree(&mut self.snapshot).await?;
@@ -283,7 +284,7 @@ impl<'a> Walk<'a> {
             wal: WalRange { from: self.from, to: self.position },
             wal_objects: self.wal_objects,
             last_seq: self.last_seq,
-            next_seq: self.last_seq.plus(SEQ_JUMP),
+            next_seq: self.last_seq.next(),
         }
     }
 }

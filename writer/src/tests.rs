@@ -234,3 +234,18 @@ async fn a_memtable_that_is_due_is_flushed_by_itself() {
     assert_eq!(engine.writer().front.tree().l0.len(), 2);
     assert_eq!(get(engine.writer(), "key").await.as_deref(), Some(&b"6"[..]));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_seq_that_was_lost_is_never_given_again() {
+    let rig = Rig::new();
+    let mut given = Vec::new();
+    // Nothing of the first two writers reaches the log but their fences.
+    for _ in 0..3 {
+        let engine = rig.open(&[]).await;
+        rig.slow_down();
+        let loose = Write { durability: Durability::Memory, ..put("key", "value") };
+        given.push(engine.writer().write(loose).await.unwrap());
+        drop(engine);
+    }
+    assert!(given.is_sorted_by(|one, next| one < next), "{given:?}");
+}

@@ -51,7 +51,20 @@ impl Manifests {
     pub async fn load(&self) -> Result<Option<Snapshot>> {
         match self.bucket.get_versioned(&Object::Current).await {
             Ok((bytes, version)) => self.follow(parse_current(&bytes)?, version).await.map(Some),
-            Err(Error::NotFound(_)) => self.refuse_damaged_root().await.map(|()| None),
+            Err(Error::NotFound(_)) => match self.refuse_damaged_root().await {
+                Ok(()) => Ok(None),
+                Err(damaged) => self.load_after_all(damaged).await.map(Some),
+            },
+            Err(error) => Err(error),
+        }
+    }
+
+    /// SUBTLE: objects without a CURRENT are a damaged root, or a database that another process
+    /// made between our look for CURRENT and our look for objects.
+    async fn load_after_all(&self, damaged: Error) -> Result<Snapshot> {
+        match self.bucket.get_versioned(&Object::Current).await {
+            Ok((bytes, version)) => self.follow(parse_current(&bytes)?, version).await,
+            Err(Error::NotFound(_)) => Err(damaged),
             Err(error) => Err(error),
         }
     }
@@ -174,4 +187,43 @@ fn damaged_root(found: &str) -> Error {
 
 pub(super) fn parse_current(bytes: &[u8]) -> Result<Current> {
     Current::parse(bytes).map_err(|cause| Error::corrupt(Object::Current.path(), cause))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use object_store::memory::InMemory;
+    use object_store::throttle::{ThrottleConfig, ThrottledStore};
+
+    use super::*;
+    use crate::store::object::StoreSettings;
+    use crate::types::WalId;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_database_that_appears_while_we_look_is_not_a_damaged_root() {
+        let memory = Arc::new(InMemory::new());
+        let wait_list_per_call = Duration::from_millis(100);
+        let slow = ThrottleConfig { wait_list_per_call, ..ThrottleConfig::default() };
+        let slow = Arc::new(ThrottledStore::new(Arc::clone(&memory), slow));
+        let env = Env::system();
+        let open = |store: Arc<dyn object_store::ObjectStore>| {
+            let bucket = Bucket::new(store, "db", StoreSettings::default(), env.clone());
+            Manifests::new(bucket.unwrap(), env.clone())
+        };
+        let (maker, looker) = (open(memory), open(slow));
+        // What an unfinished creation has left: else one look at the root is enough.
+        maker.bucket.put(&Object::Probe(env.random.uuid()), "1".into()).await.unwrap();
+        let made = async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let made = maker.create().await.unwrap();
+            maker.bucket.put(&Object::Wal(WalId(1)), "fence".into()).await.unwrap();
+            made
+        };
+        let (found, made) = tokio::join!(looker.load(), made);
+        assert_eq!(found.unwrap().unwrap().current, made.current);
+        maker.bucket.delete(&[Object::Current]).await.unwrap();
+        assert!(matches!(looker.load().await, Err(Error::Corrupt(_))), "and this one is");
+    }
 }

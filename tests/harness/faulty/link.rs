@@ -50,7 +50,8 @@ impl Link {
         *self.stalled_until.lock().unwrap_or_else(PoisonError::into_inner) = until;
     }
 
-    async fn let_on(&self) {
+    /// Returns when this process is not stalled (any more).
+    pub async fn let_on(&self) {
         let mut counted = false;
         loop {
             let until = *self.stalled_until.lock().unwrap_or_else(PoisonError::into_inner);

@@ -55,6 +55,8 @@ pub struct Frozen {
     pub memtable: Arc<Memtable>,
     /// The stretch of the chain; its end is what a flush moves `replay_from` to.
     pub wal: WalRange,
+    /// The chain's seq at its end: of the last batch, or above it where a fence follows.
+    pub last_seq: Seq,
     /// Wall time at the freeze, Unix milliseconds: nothing that is still unflushed was written
     /// before it.
     pub time_ms: u64,
@@ -335,7 +337,9 @@ impl Front {
         };
         let memtable = std::mem::replace(&mut state.active, next).memtable;
         let time_ms = self.clock.wall_ms();
-        state.frozen.push_back(Frozen { memtable, wal, time_ms });
+        // No group is open, or the one that was is sealed into this memtable.
+        let last_seq = Seq(state.next_seq.0 - 1);
+        state.frozen.push_back(Frozen { memtable, wal, last_seq, time_ms });
         self.publish(state);
         self.flushable.notify_one();
     }
@@ -357,7 +361,7 @@ impl Front {
         let state = self.lock();
         let durable = self.progress.borrow().durable;
         let oldest = state.frozen.front()?;
-        oldest.memtable.last_seq().is_none_or(|last| last <= durable).then(|| oldest.clone())
+        (oldest.last_seq <= durable).then(|| oldest.clone())
     }
 
     /// Shows a newer tree, and drops the memtables that it holds. An older tree is ignored.
@@ -369,11 +373,11 @@ impl Front {
         let flushed = tree.manifest.flushed_seq;
         state.tree = tree;
         while let Some(oldest) = state.frozen.front() {
-            let Some(last) = oldest.memtable.last_seq() else { break };
-            if last > flushed {
+            let last_seq = oldest.last_seq;
+            if last_seq > flushed {
                 break;
             }
-            state.dropped_seq = state.dropped_seq.max(last);
+            state.dropped_seq = state.dropped_seq.max(last_seq);
             state.frozen.pop_front();
         }
         self.progress.send_modify(|progress| progress.flushed = progress.flushed.max(flushed));

@@ -39,7 +39,7 @@ use uuid::Uuid;
 use super::Corrupt;
 use super::codec::{self, Kind, Reader};
 use super::manifest::law;
-use crate::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
+use crate::limits::{KEY_BYTES_MAX, SEQ_JUMP, VALUE_BYTES_MAX};
 use crate::types::{Batch, DatabaseId, Epoch, MergeOp, Op, Payload, Seq, WalId};
 
 const HEADER_BYTES: usize = codec::HEAD_BYTES + 64;
@@ -113,7 +113,7 @@ impl WalHeader {
     /// The highest seq on the chain up to and including this object.
     pub fn last_seq(&self) -> Seq {
         match self.kind {
-            WalKind::Fence { .. } => self.prev_seq,
+            WalKind::Fence { .. } => seq_after_fence(self.prev_seq),
             WalKind::Data => Seq(self.first_seq.0 + u64::from(self.batches) - 1),
         }
     }
@@ -171,7 +171,12 @@ impl WalHeader {
         match self.kind {
             WalKind::Fence { next } => {
                 let bare = self.batches == 0 && self.first_seq == Seq::ZERO;
-                law(bare && next > self.id, || format!("a fence to {next} with data, or backwards"))
+                law(bare && next > self.id, || {
+                    format!("a fence to {next} with data, or backwards")
+                })?;
+                law(self.prev_seq.0 < Seq::MAX.0 - SEQ_JUMP, || {
+                    format!("a fence after seq {} leaves no seqs", self.prev_seq)
+                })
             }
             WalKind::Data => {
                 let room = Seq::MAX.0.checked_sub(self.first_seq.0);
@@ -223,6 +228,15 @@ impl WalObject {
     pub fn next(&self) -> WalId {
         self.header.next()
     }
+}
+
+/// The chain's seq after a fence that follows `prev_seq`.
+///
+/// A fence uses up [`SEQ_JUMP`] seqs, so that the writer behind it begins above whatever the one
+/// before it gave out and lost. SUBTLE: it does so on the chain, not in the writer: of two takeovers
+/// without data between them, the second must begin above what the first has lost, too.
+pub fn seq_after_fence(prev_seq: Seq) -> Seq {
+    Seq(prev_seq.0 + SEQ_JUMP - 1)
 }
 
 /// The bytes of a fence.

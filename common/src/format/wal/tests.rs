@@ -96,7 +96,7 @@ fn fence_bytes_are_golden() {
     assert_eq!(bytes.len(), FENCE_BYTES);
     let fence = parse(bytes).unwrap();
     assert_eq!(fence.header.kind, WalKind::Fence { next: WalId(2066) });
-    assert_eq!((fence.last_seq(), fence.next()), (Seq(700), WalId(2066)));
+    assert_eq!((fence.last_seq(), fence.next()), (seq_after_fence(Seq(700)), WalId(2066)));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::*;
 use crate::env::Env;
 use crate::format::edit::{Edit, Flush, Fresh, apply};
-use crate::format::wal::{WalBuilder, WalStamp, encode_fence};
+use crate::format::wal::{WalBuilder, WalStamp, encode_fence, seq_after_fence};
 use crate::lsm::memtable::SeqWindow;
 use crate::store::object::{Bucket, StoreSettings};
 use crate::types::{Batch, DatabaseId, Epoch, Op, Payload};
@@ -72,7 +72,7 @@ impl Chain {
         let next = self.position.plus(jump);
         let bytes = encode_fence(&self.stamp(), next);
         self.bucket.create(&Object::Wal(self.position), bytes).await.unwrap();
-        self.position = next;
+        (self.position, self.seq) = (next, seq_after_fence(self.seq));
     }
 
     /// Moves replay to the chain's end, as a flush does.
@@ -104,7 +104,9 @@ impl Chain {
 fn held(follower: &Follower) -> Vec<u64> {
     let mut seqs = Vec::new();
     for memtable in follower.memtables() {
-        for seq in 1..=follower.seq().0 {
+        // Seqs of a first writer and of one behind a fence.
+        let behind = seq_after_fence(Seq::ZERO).0;
+        for seq in (1..=600).chain(behind..behind + 100) {
             let key = format!("key {seq}");
             let flow = memtable.versions(key.as_bytes(), SeqWindow::ALL, |entry, _| {
                 seqs.push(entry.seq.0);
@@ -136,15 +138,16 @@ async fn the_chain_is_followed_through_fences_to_its_end() {
     chain.append(1).await;
     chain.fence(7).await;
     // A stalled writer's object behind the fence, on an id that the fence jumps.
-    let zombie = WalStamp { id: WalId(4), ..chain.stamp() };
+    let zombie = WalStamp { id: WalId(4), prev_seq: Seq(3), ..chain.stamp() };
     let mut group = WalBuilder::new();
     let op = Op { key: "key 4".into(), payload: Payload::Tombstone, expires_ms: None };
     group.push(&Batch { seq: Seq(4), ops: vec![op] });
     chain.bucket.create(&Object::Wal(WalId(4)), group.finish(&zombie)).await.unwrap();
     chain.append(1).await;
     assert_eq!(follower.step().await.unwrap(), AT_END);
-    assert_eq!((follower.position(), follower.seq()), (chain.position, Seq(4)));
-    assert_eq!(held(&follower), [1, 2, 3, 4]);
+    let behind = seq_after_fence(Seq(3)).next();
+    assert_eq!((follower.position(), follower.seq()), (chain.position, behind));
+    assert_eq!(held(&follower), [1, 2, 3, behind.0]);
     assert_eq!(follower.position(), WalId(11));
 }
 

@@ -1,0 +1,280 @@
+//! Clients: they write and read wherever somebody says that it serves, and record what they hear.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use cairn_common::Error;
+use cairn_common::http::conditions::Conditions;
+use cairn_common::read::view::View;
+use cairn_common::types::{Direction, KeyRange, MergeOp, Op, Payload, Seq};
+use cairn_writer::condition::Condition;
+use cairn_writer::service::{Durability, Unwritten, Write, Writer};
+use rand::Rng;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::ledger::{Change, Entry, Found, Place, Read, Told, Wanted, marker, value};
+use crate::world::{Listed, World};
+
+/// Keys that everybody writes.
+const HOT_KEYS: u64 = 24;
+/// Counters, which are only added to and deleted.
+const COUNTERS: u64 = 4;
+/// What a client waits for an answer.
+const PATIENCE: Duration = Duration::from_secs(4);
+
+/// One client.
+#[derive(Debug)]
+pub(crate) struct Client {
+    pub(crate) world: Arc<World>,
+    pub(crate) stop: CancellationToken,
+}
+
+impl Client {
+    /// Works until it is stopped.
+    pub(crate) async fn run(self) {
+        while !self.stop.is_cancelled() {
+            sleep(self.world.span(1, 60)).await;
+            let serving = self.world.roster.serving();
+            if serving.is_empty() {
+                continue;
+            }
+            let chosen = self.world.draw(|rng| rng.random_range(0..serving.len()));
+            let listed = &serving[chosen];
+            match self.world.draw(|rng| rng.random_range(0..100)) {
+                0..55 => drop(self.write(listed, None).await),
+                55..70 => self.write_conditionally(listed).await,
+                70..71 => self.flush(listed).await,
+                _ => drop(self.read(listed).await),
+            }
+        }
+    }
+
+    /// Writes a batch; returns its seq where it is durable.
+    pub(crate) async fn write(&self, listed: &Listed, wanted: Option<Wanted>) -> Option<Seq> {
+        let changes = self.world.draw(|rng| changes(rng, wanted.as_ref()));
+        let loose = wanted.is_none() && self.world.draw(|rng| rng.random_bool(0.15));
+        let durability = if loose { Durability::Memory } else { Durability::Durable };
+        let condition = wanted.as_ref().map(condition);
+        let id = self.world.ledger.begin(changes, wanted);
+        let wall_ms = listed.writer.env.clock.wall_ms();
+        let changes = self.world.ledger.changes(id);
+        let ops = changes.into_iter().map(|(key, change)| op(id, key, change, wall_ms)).collect();
+        let deadline = Instant::now() + PATIENCE;
+        let write = Write { ops, condition, durability, deadline };
+        let answer = self.ask(listed, async { Ok(listed.writer.write(write).await) }).await;
+        let told = match answer {
+            None => Told::Unknown,
+            Some(Ok(seq)) if loose => Told::Memory(seq),
+            Some(Ok(seq)) => Told::Durable(seq),
+            Some(Err(Unwritten::Precondition(etag))) => Told::Precondition(etag),
+            Some(Err(Unwritten::Unknown)) => Told::Unknown,
+            Some(Err(Unwritten::Failed(Error::Corrupt(failure)))) => {
+                panic!("a healthy bucket was called corrupt: {failure}")
+            }
+            Some(Err(_)) => Told::NotApplied,
+        };
+        self.world.events.count(match told {
+            Told::Durable(_) => "write durable",
+            Told::Memory(_) => "write in memory",
+            Told::NotApplied => "write not applied",
+            Told::Precondition(_) => "write refused by its condition",
+            Told::Unknown => "write unknown",
+        });
+        self.world.ledger.end(id, told, self.world.now());
+        match told {
+            Told::Durable(seq) => Some(seq),
+            _ => None,
+        }
+    }
+
+    /// Reads a key and writes it if it is unchanged; sometimes with what it was before.
+    async fn write_conditionally(&self, listed: &Listed) {
+        let key = self.world.draw(hot_key);
+        let Some(found) = self.get(listed, vec![key.clone()]).await else { return };
+        let mut etag = found.into_iter().next().and_then(|(_, entry)| Some(entry?.1));
+        if self.world.draw(|rng| rng.random_bool(0.1)) {
+            etag = None;
+        }
+        sleep(self.world.span(0, 20)).await;
+        self.write(listed, Some(Wanted { key, etag })).await;
+    }
+
+    async fn flush(&self, listed: &Listed) {
+        let writer = &listed.writer;
+        let flush = async { Ok(timeout(PATIENCE, writer.flush()).await) };
+        if let Some(Ok(Ok(_))) = self.ask(listed, flush).await {
+            self.world.events.count("flush asked for");
+        }
+    }
+
+    /// Reads something at the writer; returns the seq of the view.
+    pub(crate) async fn read(&self, listed: &Listed) -> Option<()> {
+        match self.world.draw(|rng| rng.random_range(0..10)) {
+            0..6 => {
+                let written = u64::try_from(self.world.ledger.durable_count()).unwrap() + 1;
+                let keys = self.world.draw(|rng| {
+                    let one = hot_key(rng);
+                    let two = marker(rng.random_range(1..=written));
+                    vec![one, two]
+                });
+                self.get(listed, keys).await.map(drop)
+            }
+            choice => {
+                let prefix = if choice < 9 { &b"k/"[..] } else { b"c/" };
+                self.scan(listed, prefix).await.map(drop)
+            }
+        }
+    }
+
+    async fn get(&self, listed: &Listed, keys: Vec<Bytes>) -> Option<Vec<(Bytes, Option<Entry>)>> {
+        let began = self.world.ledger.tick();
+        let look = self.ask(listed, async {
+            view_of(&listed.writer, |view, now_ms| {
+                let keys = keys.clone();
+                async move { get(&view, &keys, now_ms).await }
+            })
+            .await
+        });
+        let (seq, found) = look.await?;
+        self.record(began, seq, Found::Keys(found.clone()));
+        Some(found)
+    }
+
+    /// Reads everything under a prefix at the writer.
+    pub(crate) async fn scan(
+        &self,
+        listed: &Listed,
+        prefix: &'static [u8],
+    ) -> Option<Vec<(Bytes, Entry)>> {
+        let began = self.world.ledger.tick();
+        let look = self.ask(listed, async {
+            view_of(&listed.writer, |view, now_ms| async move { scan(&view, prefix, now_ms).await })
+                .await
+        });
+        let (seq, found) = look.await?;
+        self.record(began, seq, Found::Prefix(prefix.into(), found.clone()));
+        Some(found)
+    }
+
+    fn record(&self, began: u64, seq: Seq, found: Found) {
+        self.world.events.count("read at the writer");
+        let (place, fresh_as_of) = (Place::Writer, None);
+        self.world.ledger.read(Read { place, began, ended: 0, seq, found, fresh_as_of });
+    }
+
+    /// A request to a process: hangs while that is stopped, breaks when it is gone.
+    async fn ask<T>(
+        &self,
+        listed: &Listed,
+        request: impl Future<Output = Result<T, Error>>,
+    ) -> Option<T> {
+        let asked = async {
+            listed.link.let_on().await;
+            let answer = request.await;
+            listed.link.let_on().await;
+            answer
+        };
+        tokio::select! {
+            biased;
+            () = listed.gone.cancelled() => None,
+            answer = timeout(PATIENCE * 3, asked) => match answer {
+                Ok(Ok(answer)) => Some(answer),
+                Ok(Err(Error::Corrupt(failure))) => {
+                    panic!("a healthy bucket was called corrupt: {failure}")
+                }
+                Ok(Err(_)) | Err(_) => None,
+            },
+        }
+    }
+}
+
+/// Reads from a view of the writer, from a newer one where an object of it is gone.
+async fn view_of<T, F, R>(writer: &Writer, look: F) -> Result<(Seq, T), Error>
+where
+    F: Fn(Arc<View>, u64) -> R,
+    R: Future<Output = Result<T, Error>>,
+{
+    loop {
+        let view = writer.durable_view().await?;
+        match look(Arc::clone(&view), writer.env.clock.wall_ms()).await {
+            Ok(found) => return Ok((view.seq, found)),
+            Err(Error::NotFound(_)) => writer.newer_tree(&view).await?,
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Single keys from a view.
+pub(crate) async fn get(
+    view: &View,
+    keys: &[Bytes],
+    now_ms: u64,
+) -> Result<Vec<(Bytes, Option<Entry>)>, Error> {
+    let found = view.get_many(keys, now_ms).await?;
+    let entries = found.into_iter().map(|found| found.map(|found| (found.value, found.seq)));
+    Ok(keys.iter().cloned().zip(entries).collect())
+}
+
+/// Everything under a prefix from a view.
+pub(crate) async fn scan(
+    view: &View,
+    prefix: &[u8],
+    now_ms: u64,
+) -> Result<Vec<(Bytes, Entry)>, Error> {
+    let mut scan = view.scan(&KeyRange::prefix(prefix), Direction::Forward, now_ms);
+    let mut rows = Vec::new();
+    while let Some(row) = scan.next().await? {
+        rows.push((row.key, (row.value, row.seq)));
+    }
+    Ok(rows)
+}
+
+fn hot_key(rng: &mut impl Rng) -> Bytes {
+    format!("k/{:02}", rng.random_range(0..HOT_KEYS)).into()
+}
+
+fn changes(rng: &mut impl Rng, wanted: Option<&Wanted>) -> Vec<(Bytes, Change)> {
+    let mut changes: Vec<(Bytes, Change)> = Vec::new();
+    if let Some(wanted) = wanted {
+        changes.push((wanted.key.clone(), Change::Put));
+    }
+    for _ in 0..rng.random_range(1..=3) {
+        let key = hot_key(rng);
+        let change = if rng.random_bool(0.2) { Change::Delete } else { Change::Put };
+        if changes.iter().all(|(other, _)| *other != key) {
+            changes.push((key, change));
+        }
+    }
+    if rng.random_bool(0.3) {
+        let key = format!("c/{}", rng.random_range(0..COUNTERS));
+        let reset = rng.random_bool(0.05);
+        let change = if reset { Change::Delete } else { Change::Add(rng.random_range(-9..=9)) };
+        changes.push((key.into(), change));
+    }
+    changes
+}
+
+fn op(id: u64, key: Bytes, change: Change, written_ms: u64) -> Op {
+    let payload = match change {
+        Change::Put => Payload::Value(value(id)),
+        Change::Delete => Payload::Tombstone,
+        Change::Add(amount) => {
+            let operand = amount.to_string().into();
+            Payload::Operand { op: MergeOp::Add, written_ms, operand }
+        }
+    };
+    Op { key, payload, expires_ms: None }
+}
+
+fn condition(wanted: &Wanted) -> Condition {
+    let mut headers = http::HeaderMap::new();
+    let (name, text) = match wanted.etag {
+        Some(etag) => ("if-match", format!("\"{etag}\"")),
+        None => ("if-none-match", "*".to_owned()),
+    };
+    headers.insert(name, text.parse().unwrap());
+    Condition { key: wanted.key.clone(), tests: Conditions::parse(&headers).unwrap() }
+}

@@ -1,0 +1,178 @@
+//! The processes of a world: they are started, end, are crashed and started again.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cairn_common::Result;
+use cairn_writer::standby::TakeoverWhen;
+use harness::faulty::Link;
+use rand::Rng;
+use tokio::task::{AbortHandle, Id, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use crate::world::{Machine, World};
+use crate::writer::{WriterProcess, foreseen};
+
+/// A place for one process at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Slot {
+    /// Waits while another writer is alive.
+    Writer(usize),
+    /// Takes over at once when it is started.
+    Usurper,
+}
+
+impl Slot {
+    fn name(self) -> String {
+        match self {
+            Self::Writer(number) => format!("writer-{number}"),
+            Self::Usurper => "usurper".to_owned(),
+        }
+    }
+
+    /// Whether it is started again when it has ended.
+    fn is_kept(self) -> bool {
+        self != Self::Usurper
+    }
+}
+
+/// One life of a process.
+#[derive(Debug)]
+struct Running {
+    abort: AbortHandle,
+    stop: CancellationToken,
+    link: Link,
+}
+
+/// Everything that runs.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    world: Arc<World>,
+    processes: JoinSet<Result<()>>,
+    running: BTreeMap<Slot, Running>,
+    /// When a slot is filled again.
+    due: BTreeMap<Slot, Duration>,
+}
+
+impl Cluster {
+    pub(crate) fn new(world: Arc<World>) -> Self {
+        Self { world, processes: JoinSet::new(), running: BTreeMap::new(), due: BTreeMap::new() }
+    }
+
+    /// Starts a process where none runs.
+    pub(crate) fn start(&mut self, slot: Slot) {
+        if self.running.contains_key(&slot) {
+            return;
+        }
+        self.due.remove(&slot);
+        let machine = self.world.machine();
+        let link = machine.link.clone();
+        let stop = CancellationToken::new();
+        let abort = self.launch(slot, machine, stop.clone());
+        self.running.insert(slot, Running { abort, stop, link });
+    }
+
+    fn launch(&mut self, slot: Slot, machine: Machine, stop: CancellationToken) -> AbortHandle {
+        let (world, gone) = (Arc::clone(&self.world), CancellationToken::new());
+        let url = format!("http://{}", slot.name());
+        let takeover = match slot {
+            Slot::Usurper => TakeoverWhen::Now,
+            Slot::Writer(_) => TakeoverWhen::IfDead,
+        };
+        let process = WriterProcess { world, url, takeover, stop, gone };
+        self.processes.spawn(process.run(machine))
+    }
+
+    /// Takes note of processes that have ended, and starts those whose time has come.
+    pub(crate) async fn tend(&mut self) {
+        // Ends that have happened are there without waiting.
+        while let Some(ended) = self.processes.try_join_next_with_id() {
+            match ended {
+                Ok((id, outcome)) => self.note_end(id, outcome),
+                Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+                Err(_) => {}
+            }
+        }
+        let now = self.world.now();
+        let due: Vec<_> = self.due.iter().filter(|(_, at)| **at <= now).map(|(s, _)| *s).collect();
+        for slot in due {
+            self.start(slot);
+        }
+        tokio::task::yield_now().await;
+    }
+
+    fn note_end(&mut self, id: Id, outcome: Result<()>) {
+        let slot = self.running.iter().find(|(_, running)| running.abort.id() == id);
+        let slot = slot.map(|(slot, _)| *slot);
+        let name = slot.map_or_else(|| "a crashed process".to_owned(), Slot::name);
+        if let Err(error) = outcome {
+            assert!(foreseen(&error), "{name} ended with an error: {error}");
+            self.world.events.count("fenced");
+        }
+        let Some(slot) = slot else { return };
+        self.running.remove(&slot);
+        self.start_later(slot);
+    }
+
+    fn start_later(&mut self, slot: Slot) {
+        if slot.is_kept() {
+            let at = self.world.now() + self.world.span(0, 4_000);
+            self.due.insert(slot, at);
+        }
+    }
+
+    /// Ends a process wherever it is.
+    pub(crate) fn crash(&mut self, slot: Slot) {
+        if let Some(running) = self.running.remove(&slot) {
+            running.abort.abort();
+            self.world.events.count("crash");
+            self.start_later(slot);
+        }
+    }
+
+    /// Asks a process to stop.
+    pub(crate) fn stop(&mut self, slot: Slot) {
+        if let Some(running) = self.running.get(&slot) {
+            running.stop.cancel();
+        }
+    }
+
+    /// Stops the network of a process, for a while.
+    pub(crate) fn stall(&mut self, slot: Slot, length: Duration) {
+        if let Some(running) = self.running.get(&slot) {
+            running.link.stall(length);
+            self.world.events.count("stall");
+        }
+    }
+
+    /// A process that runs, at random.
+    pub(crate) fn any(&self) -> Option<Slot> {
+        let count = self.running.len();
+        let chosen = self.world.draw(|rng| rng.random_range(0..count.max(1)));
+        self.running.keys().nth(chosen).copied()
+    }
+
+    /// Lets every process be: no stalls, and all that are kept run.
+    pub(crate) fn heal(&mut self) {
+        for running in self.running.values() {
+            running.link.stall(Duration::ZERO);
+        }
+        let now = self.world.now();
+        self.due.values_mut().for_each(|at| *at = now);
+    }
+
+    /// Ends everything at once.
+    pub(crate) async fn shut_down(&mut self) {
+        self.processes.abort_all();
+        while let Some(ended) = self.processes.join_next_with_id().await {
+            match ended {
+                Ok((id, outcome)) => self.note_end(id, outcome),
+                Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+                Err(_) => {}
+            }
+        }
+        self.running.clear();
+        self.due.clear();
+    }
+}

@@ -1,0 +1,158 @@
+//! The writer as a process of the simulation: what its `main` does, without the sockets.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use cairn_common::error::{Error, Result};
+use cairn_common::format::sst::SstOptions;
+use cairn_common::store::cache::BlockCache;
+use cairn_common::store::claim::Claim;
+use cairn_common::store::sst::MetaBudget;
+use cairn_common::types::{Epoch, Role};
+use cairn_writer::config::{Config, LogConfig, PROGRAM};
+use cairn_writer::engine::{Engine, Parts};
+use cairn_writer::standby::{self, Answer, Peers, Standby, TakeoverWhen};
+use tokio_util::sync::CancellationToken;
+
+use crate::world::{Listed, Machine, Phase, World};
+
+/// The lease that writers ask for.
+pub(crate) const LEASE: Duration = Duration::from_secs(2);
+/// What a standby waits for an answer.
+const ASK_TIMEOUT: Duration = Duration::from_millis(300);
+
+/// One life of a writer.
+#[derive(Debug)]
+pub(crate) struct WriterProcess {
+    pub(crate) world: Arc<World>,
+    pub(crate) url: String,
+    pub(crate) takeover: TakeoverWhen,
+    /// Cancelled to stop it gracefully.
+    pub(crate) stop: CancellationToken,
+    /// Cancelled when it is gone, however it went.
+    pub(crate) gone: CancellationToken,
+}
+
+impl WriterProcess {
+    /// Lives until it is stopped, fenced, or dropped.
+    pub(crate) async fn run(self, machine: Machine) -> Result<()> {
+        let left = Leaving { process: &self };
+        let outcome = self.live(machine).await;
+        drop(left);
+        outcome
+    }
+
+    async fn live(&self, machine: Machine) -> Result<()> {
+        let Machine { link, env, bucket } = machine;
+        let parts = Parts {
+            env: env.clone(),
+            bucket,
+            cache: BlockCache::memory_only(1 << 20),
+            meta: MetaBudget { bytes: 1 << 20 },
+            sst: SstOptions { block_bytes: 1024, ..SstOptions::default() },
+        };
+        let manifests = parts.manifests();
+        let mut snapshot = standby::create(&manifests).await?;
+        if self.takeover == TakeoverWhen::IfDead {
+            let peers = RosterPeers { world: Arc::clone(&self.world) };
+            let standby = Standby {
+                env: &env,
+                manifests: &manifests,
+                peers: &peers,
+                takeover_after: Duration::from_secs(1),
+                url: Some(self.url.clone()),
+            };
+            let waiting = |_: &str| self.world.events.count("standby waits");
+            tokio::select! {
+                free = standby.wait(snapshot, waiting) => snapshot = free?,
+                () = self.stop.cancelled() => return Ok(()),
+            }
+        }
+        let replaced = &snapshot.current.writer;
+        if replaced.epoch > Epoch(0) {
+            let kind = if replaced.closed { "takeover of a closed writer" } else { "takeover" };
+            self.world.events.count(kind);
+        }
+        let uuid = env.random.uuid();
+        let url = Some(self.url.clone());
+        let claim = Claim { role: Role::Writer, uuid, url, lease: LEASE };
+        let database = snapshot.current.database;
+        let mut engine = Engine::open(&parts, database, &log(), &claim).await?;
+        let listed = Listed {
+            epoch: engine.epoch(),
+            phase: Phase::Holding,
+            writer: Arc::clone(engine.writer()),
+            link,
+            gone: self.gone.clone(),
+        };
+        self.world.roster.enter(&self.url, listed.clone());
+        engine.hold().await?;
+        self.world.roster.enter(&self.url, Listed { phase: Phase::Serving, ..listed.clone() });
+        tokio::select! {
+            error = engine.failed() => return Err(error),
+            () = self.stop.cancelled() => {}
+        }
+        self.world.roster.enter(&self.url, Listed { phase: Phase::Leaving, ..listed });
+        engine.close().await?;
+        self.world.events.count("writer closed");
+        Ok(())
+    }
+}
+
+/// Takes the process off the roster when it ends, also by being dropped.
+struct Leaving<'a> {
+    process: &'a WriterProcess,
+}
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        self.process.gone.cancel();
+        self.process.world.roster.leave(&self.process.url);
+    }
+}
+
+/// Small bounds, so that everything happens within a minute.
+fn log() -> LogConfig {
+    let settings = [
+        ("store", "memory://"),
+        ("wal_interval", "20ms"),
+        ("wal_window", "4"),
+        ("wal_bytes_max", "4KiB"),
+        ("memtable_bytes", "48KiB"),
+        ("memtable_wal_objects", "60"),
+        ("memtable_age", "8s"),
+        ("unflushed_bytes_max", "256KiB"),
+    ];
+    PROGRAM.with::<Config>(&settings).unwrap().log
+}
+
+/// Asks through the roster whether a writer is alive.
+#[derive(Debug)]
+struct RosterPeers {
+    world: Arc<World>,
+}
+
+#[async_trait]
+impl Peers for RosterPeers {
+    async fn ask(&self, url: &str, epoch: Epoch) -> Answer {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        match self.world.roster.look_up(url) {
+            Some(listed) if listed.epoch == epoch => {
+                // A process that is stopped answers nothing.
+                let answers = tokio::time::timeout(ASK_TIMEOUT, listed.link.let_on()).await;
+                match (answers, listed.phase) {
+                    (Err(_), _) => Answer::Silent,
+                    (Ok(()), Phase::Leaving) => Answer::Leaving,
+                    (Ok(()), _) => Answer::Active,
+                }
+            }
+            _ => Answer::Silent,
+        }
+    }
+}
+
+/// Whether an end is one that the design foresees; anything else fails the run.
+pub(crate) fn foreseen(error: &Error) -> bool {
+    matches!(error, Error::Fenced { .. } | Error::Closed)
+}
