@@ -104,8 +104,9 @@ impl Committer {
 
     /// Commits groups until `drain` is cancelled and everything taken before is proven.
     ///
-    /// Errors: `Fenced`; `Corrupt` where something else stands at one of our ids. On an error the
-    /// open group is `NotApplied` and what was sent is `Unknown`.
+    /// # Errors
+    /// `Fenced`; `Corrupt` where something else stands at one of our ids. On an error the open
+    /// group is `NotApplied` and what was sent is `Unknown`.
     pub async fn run(mut self, drain: CancellationToken) -> Result<()> {
         let outcome = self.turn(&drain).await;
         self.front.end(outcome.as_ref().err().map_or(End::Closed, End::of));

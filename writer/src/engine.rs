@@ -87,7 +87,10 @@ impl Engine {
     /// Takes over the log of `database` and starts its tasks. Nothing may be answered before
     /// [`Engine::hold`] has returned.
     ///
-    /// Not cancel-safe: dropped halfway, the claim stands. Errors: `Fenced`, `Corrupt`.
+    /// Not cancel-safe: dropped halfway, the claim stands.
+    ///
+    /// # Errors
+    /// `Fenced`, `Corrupt`.
     pub async fn open(
         parts: &Parts,
         database: DatabaseId,
@@ -137,7 +140,10 @@ impl Engine {
     }
 
     /// Waits until the old writer's read lease has run out, then lowers the lease in CURRENT to
-    /// ours. Errors: whatever ended a task meanwhile.
+    /// ours.
+    ///
+    /// # Errors
+    /// Whatever ended a task meanwhile.
     pub async fn hold(&mut self) -> Result<()> {
         let left = self.hold_until.saturating_sub(self.writer.env.clock.boot());
         tokio::select! {
@@ -167,7 +173,8 @@ impl Engine {
 
     /// Stops taking writes, makes everything taken durable, and records that it is closed.
     ///
-    /// Errors: `Fenced` and whatever else ended a task.
+    /// # Errors
+    /// `Fenced` and whatever else ended a task.
     pub async fn close(mut self) -> Result<()> {
         self.writer.front.stop_taking();
         self.drain.cancel();

@@ -42,7 +42,10 @@ impl Flusher {
     /// Puts one memtable into L0 under `epoch` and returns CURRENT with it.
     ///
     /// Goes on while the store is unavailable. Costs a PUT for the SST (a few more where it is
-    /// large), then one commit. Errors: `Fenced`.
+    /// large), then one commit.
+    ///
+    /// # Errors
+    /// `Fenced`.
     pub async fn flush(&self, known: Snapshot, epoch: Epoch, frozen: &Frozen) -> Result<Snapshot> {
         let database = known.current.database;
         let id = OutputId { role: Role::Writer, epoch, uuid: self.env.random.uuid() };
@@ -88,7 +91,8 @@ impl Flusher {
 
 /// Flushes memtables as they are frozen and proven, until `stop` is cancelled between two.
 ///
-/// Errors: `Fenced`, and what damages the tree.
+/// # Errors
+/// `Fenced`, and what damages the tree.
 pub async fn run(
     flusher: &Flusher,
     front: &Front,

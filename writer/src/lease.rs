@@ -31,7 +31,7 @@ pub struct Lease {
     env: Env,
     epoch: Epoch,
     /// Ours; never above the one in CURRENT, which a taker waits out.
-    lease: Duration,
+    length: Duration,
     verified_at_ns: AtomicU64,
     closed: AtomicBool,
     /// The newest snapshot; its lock makes concurrent verifications one request.
@@ -51,7 +51,7 @@ impl Lease {
             manifests,
             env,
             epoch: snapshot.current.writer.epoch,
-            lease,
+            length: lease,
             verified_at_ns: AtomicU64::new(nanos(verified_at)),
             closed: AtomicBool::new(false),
             known: Mutex::new(snapshot),
@@ -65,19 +65,22 @@ impl Lease {
 
     /// How long a proof lasts.
     pub fn duration(&self) -> Duration {
-        self.lease
+        self.length
     }
 
     /// Whether a read that has arrived may be answered at this moment.
     pub fn holds(&self) -> bool {
         let verified_at = Duration::from_nanos(self.verified_at_ns.load(Ordering::Acquire));
         let age = self.env.clock.boot().saturating_sub(verified_at);
-        age < self.lease && !self.closed.load(Ordering::Acquire)
+        age < self.length && !self.closed.load(Ordering::Acquire)
     }
 
     /// Returns when a read may be answered; asks CURRENT where the lease has run out.
     ///
-    /// Costs nothing while the lease holds, else one conditional GET. Errors: `Fenced`, `Closed`.
+    /// Costs nothing while the lease holds, else one conditional GET.
+    ///
+    /// # Errors
+    /// `Fenced`, `Closed`.
     pub async fn ensure(&self) -> Result<()> {
         while !self.holds() {
             if self.closed.load(Ordering::Acquire) {
@@ -94,7 +97,10 @@ impl Lease {
 
     /// Reads CURRENT, renews the lease, and returns what it says.
     ///
-    /// Costs one conditional GET, and one more where the manifest is new. Errors: `Fenced`.
+    /// Costs one conditional GET, and one more where the manifest is new.
+    ///
+    /// # Errors
+    /// `Fenced`.
     pub async fn renew(&self) -> Result<Snapshot> {
         let mut known = self.known.lock().await;
         self.verify(&mut known).await?;
@@ -128,8 +134,11 @@ impl Lease {
     }
 
     /// Lowers the lease in CURRENT to ours, after the hold: it was the larger of two.
+    ///
+    /// # Errors
+    /// `Fenced`, and whatever else keeps CURRENT from being swapped.
     pub async fn lower(&self) -> Result<()> {
-        let lease_ms = u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX);
+        let lease_ms = u64::try_from(self.length.as_millis()).unwrap_or(u64::MAX);
         self.amend(|current| {
             (current.lease_ms > lease_ms).then(|| Current { lease_ms, ..current.clone() })
         })
@@ -138,7 +147,10 @@ impl Lease {
 
     /// Records in CURRENT that this writer is closed, so that the next need not wait.
     ///
-    /// From the call on no read is answered here. Errors: `Fenced`.
+    /// From the call on no read is answered here.
+    ///
+    /// # Errors
+    /// `Fenced`.
     pub async fn close(&self) -> Result<()> {
         self.closed.store(true, Ordering::Release);
         self.amend(|current| {
@@ -169,8 +181,9 @@ impl Lease {
 
 /// Renews the lease at half its length, for ever, and shows each new tree at the front.
 ///
-/// Errors: `Fenced`, and what damages the tree. An unavailable store is not an error here: reads
-/// wait for it, writes go on.
+/// # Errors
+/// `Fenced`, and what damages the tree. An unavailable store is not an error here: reads wait for
+/// it, writes go on.
 pub async fn keep(lease: &Lease, front: &Front, ssts: &Arc<SstStore>) -> Result<()> {
     loop {
         tokio::time::sleep(lease.duration() / 2).await;
@@ -186,12 +199,18 @@ pub async fn keep(lease: &Lease, front: &Front, ssts: &Arc<SstStore>) -> Result<
 }
 
 /// Renews the lease once, and shows the tree where it is a new one.
+///
+/// # Errors
+/// `Fenced`, and what damages the tree.
 pub async fn follow_tree(lease: &Lease, front: &Front, ssts: &Arc<SstStore>) -> Result<()> {
     let snapshot = lease.renew().await?;
     show(&snapshot, front, ssts).await
 }
 
 /// Shows the newest known tree; where an object of it is gone, reads CURRENT for a newer one.
+///
+/// # Errors
+/// `Fenced`, and what damages the tree.
 pub async fn show_tree(lease: &Lease, front: &Front, ssts: &Arc<SstStore>) -> Result<()> {
     match show(&lease.snapshot().await, front, ssts).await {
         Err(Error::NotFound(_)) => follow_tree(lease, front, ssts).await,

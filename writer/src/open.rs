@@ -62,7 +62,9 @@ pub struct Taken {
 
 /// Takes over the log under a fresh epoch.
 ///
-/// Costs a GET for every WAL object since the last flush, and about ten requests more. Errors:
+/// Costs a GET for every WAL object since the last flush, and about ten requests more.
+///
+/// # Errors
 /// `Fenced` where another claimed meanwhile; `Corrupt` for a damaged chain.
 pub async fn take_over(takeover: &Takeover, claim: &Claim) -> Result<Taken> {
     let mut claimed = takeover.manifests.claim(claim).await?;

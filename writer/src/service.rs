@@ -81,13 +81,16 @@ impl Writer {
     /// Takes a batch and returns its seq when it is as durable as was asked.
     ///
     /// Cancel-safe: a batch that was taken commits all the same.
+    ///
+    /// # Errors
+    /// What is certain of the batch, and why: [`Unwritten`].
     pub async fn write(&self, mut write: Write) -> Result<Seq, Unwritten> {
         let deadline = write.deadline;
         let ticket = match tokio::time::timeout_at(deadline, self.take(&mut write)).await {
             Ok(ticket) => ticket?,
             Err(_) => return Err(Unwritten::Late),
         };
-        let seq = ticket.seq;
+        let seq = ticket.seq();
         if write.durability == Durability::Memory {
             return Ok(seq);
         }
@@ -158,7 +161,8 @@ impl Writer {
 
     /// Waits until views show another tree than `view` does; the lease's poll brings it.
     ///
-    /// Errors: `NotFound` where none comes: an object that CURRENT's manifest names is missing.
+    /// # Errors
+    /// `NotFound` where none comes: an object that CURRENT's manifest names is missing.
     pub async fn newer_tree(&self, view: &View) -> Result<(), Error> {
         let version = view.tree.manifest.id.version;
         let mut waited = Duration::ZERO;
@@ -175,19 +179,28 @@ impl Writer {
     }
 
     /// A view of everything that was acknowledged before the call, and of nothing that is not
-    /// durable. Errors: `Fenced`, `Closed`; passing ones where the lease cannot be renewed.
+    /// durable.
+    ///
+    /// # Errors
+    /// `Fenced`, `Closed`; passing ones where the lease cannot be renewed.
     pub async fn durable_view(&self) -> Result<Arc<View>, Error> {
         self.lease.ensure().await?;
         Ok(self.front.view())
     }
 
     /// A view that also has what is only in memory.
+    ///
+    /// # Errors
+    /// As for [`Writer::durable_view`].
     pub async fn memory_view(&self) -> Result<Arc<View>, Error> {
         self.lease.ensure().await?;
         Ok(Arc::new(self.front.memory_view()))
     }
 
     /// Moves everything that was taken so far into L0; returns the seq up to which it is there.
+    ///
+    /// # Errors
+    /// Why the front has ended.
     pub async fn flush(&self) -> Result<Seq, End> {
         let target = self.front.request_flush();
         let progress = self.wait_for(|progress| progress.flushed >= target).await;

@@ -65,6 +65,9 @@ impl Standby<'_> {
     ///
     /// Calls `waiting` with the active writer's address each time it was found alive. Costs a
     /// conditional GET every two seconds. An unavailable store is waited for.
+    ///
+    /// # Errors
+    /// `Corrupt`: CURRENT or the manifest it names. `NotFound`: CURRENT is gone.
     pub async fn wait(
         &self,
         mut snapshot: Snapshot,

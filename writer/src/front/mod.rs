@@ -111,8 +111,7 @@ impl End {
 /// A batch that has its place in the order.
 #[derive(Debug)]
 pub struct Ticket {
-    /// Its seq.
-    pub seq: Seq,
+    seq: Seq,
     outcome: watch::Receiver<Outcome>,
 }
 
@@ -229,6 +228,9 @@ impl Front {
     /// The operations are on distinct keys and within the limits. A batch that was taken commits
     /// whether or not anybody waits for it.
     /// Leaves `ops` as they are where it refuses.
+    ///
+    /// # Errors
+    /// A [`Refusal`], with nothing of the batch taken.
     pub fn submit(&self, ops: &mut Vec<Op>, known: Option<&Known<'_>>) -> Result<Ticket, Refusal> {
         let mut state = self.lock();
         if let Some(end) = state.end {
@@ -455,6 +457,11 @@ impl Front {
 }
 
 impl Ticket {
+    /// The batch's seq.
+    pub fn seq(&self) -> Seq {
+        self.seq
+    }
+
     /// Waits until the group's fate is known.
     ///
     /// Cancel-safe: the batch commits all the same.
