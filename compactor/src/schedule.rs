@@ -269,7 +269,7 @@ fn tolerate(error: Error, what: &str) -> Result<()> {
 
 /// What the job may drop, judged from the tree that it was picked from. What comes later is newer
 /// than its inputs, and written at or after the manifest's time.
-fn rules_of(job: &Job, tree: &Tree) -> Rules {
+pub fn rules_of(job: &Job, tree: &Tree) -> Rules {
     let ids: Vec<Uuid> = job.inputs().collect();
     let inputs: Vec<&Stat> = tree.sources().filter(|source| ids.contains(&source.id)).collect();
     let (Some(newest), Some(oldest)) = (ids.first(), ids.last()) else {

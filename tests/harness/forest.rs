@@ -19,8 +19,9 @@ use cairn_common::types::{Batch, DatabaseId, Entry, Epoch, Role, Seq};
 use object_store::ObjectStore;
 use uuid::Uuid;
 
-/// The wall clock of tests begins here, Unix milliseconds.
-pub const ORIGIN_MS: u64 = 1_700_000_000_000;
+/// The wall clock of tests begins here, Unix milliseconds: in the year 2100, so that what a store
+/// in memory stamps with the machine's clock is old.
+pub const ORIGIN_MS: u64 = 4_102_444_800_000;
 
 /// An environment that depends on the seed and on tokio's clock alone. Needs a runtime.
 pub fn env(seed: u64) -> Env {
@@ -34,12 +35,9 @@ pub fn env(seed: u64) -> Env {
 /// A bucket to plant trees in.
 #[derive(Debug)]
 pub struct Forest {
-    /// Where the objects are.
-    pub bucket: Bucket,
-    /// Whose they are.
-    pub database: DatabaseId,
-    /// How SSTs are made.
-    pub options: SstOptions,
+    bucket: Bucket,
+    database: DatabaseId,
+    options: SstOptions,
     env: Env,
 }
 
@@ -47,8 +45,13 @@ impl Forest {
     /// An empty forest over a store.
     pub fn new(store: Arc<dyn ObjectStore>, options: SstOptions, env: Env) -> Self {
         let bucket = Bucket::new(store, "forest", StoreSettings::default(), env.clone());
-        let database = Uuid::from_u128(0xf04e57);
+        let database = Uuid::from_u128(7);
         Self { bucket: bucket.expect("a sound root"), database, options, env }
+    }
+
+    /// Where the objects are.
+    pub fn bucket(&self) -> &Bucket {
+        &self.bucket
     }
 
     /// SSTs with caches of these sizes.

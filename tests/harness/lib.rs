@@ -1,10 +1,12 @@
 //! What the tests share: model, cluster, faulty store, fake S3.
 
 pub mod cluster;
+pub mod compaction;
 pub mod fake_s3;
 pub mod faulty;
 pub mod forest;
 pub mod ledger;
+pub mod model;
 pub mod moto;
 pub mod process;
 pub mod warm;

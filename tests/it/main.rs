@@ -5,6 +5,7 @@ mod conformance;
 mod deploy;
 mod instructions;
 mod manifests;
+mod model;
 mod read;
 mod readme;
 mod s3;

@@ -409,12 +409,12 @@ async fn a_missing_object_is_an_error_that_names_it() {
     // First with nothing at hand, then with the metadata at hand and no block.
     for warm in [false, true] {
         let view = orchard.view(&ssts).await;
-        let bytes = orchard.forest.bucket.get(&sst).await.unwrap();
+        let bytes = orchard.forest.bucket().get(&sst).await.unwrap();
         if warm {
             // One block stays in memory, however little it may take: another than is read below.
             view.get(&numbered(7), 0).await.unwrap().unwrap();
         }
-        orchard.forest.bucket.delete(&[sst]).await.unwrap();
+        orchard.forest.bucket().delete(&[sst]).await.unwrap();
         for error in [
             view.get(&numbered(300), 0).await.unwrap_err(),
             view.get_many(&[numbered(300)], 0).await.unwrap_err(),
@@ -422,11 +422,11 @@ async fn a_missing_object_is_an_error_that_names_it() {
         ] {
             assert!(matches!(&error, Error::NotFound(name) if *name == sst.path()), "{error}");
         }
-        orchard.forest.bucket.put(&sst, bytes).await.unwrap();
+        orchard.forest.bucket().put(&sst, bytes).await.unwrap();
         assert!(view.get(&numbered(300), 0).await.unwrap().is_some(), "errors are not kept");
     }
     let run = Object::Run(view.tree.runs[0].info.id);
-    orchard.forest.bucket.delete(&[run]).await.unwrap();
+    orchard.forest.bucket().delete(&[run]).await.unwrap();
     let opened = OpenTree::open(&ssts, Arc::clone(&orchard.manifest), None).await;
     assert!(matches!(opened, Err(Error::NotFound(name)) if name == run.path()));
 }
@@ -440,14 +440,14 @@ async fn a_flipped_bit_is_an_error_that_names_its_object() {
     let whole = orchard.view(&ssts).await;
     let expected = collect(&whole, &KeyRange::all(), Direction::Forward, 0).await.unwrap();
     let sst = Object::Sst(whole.tree.runs[0].ssts[0].info().id);
-    let sound = forest.bucket.get(&sst).await.unwrap();
+    let sound = forest.bucket().get(&sst).await.unwrap();
     let mut rng = StdRng::seed_from_u64(11);
     let mut detected = 0;
     for _ in 0..300 {
         let mut bytes = sound.to_vec();
         let at = rng.random_range(0..bytes.len());
         bytes[at] ^= 1 << rng.random_range(0..8);
-        forest.bucket.put(&sst, bytes.into()).await.unwrap();
+        forest.bucket().put(&sst, bytes.into()).await.unwrap();
         let ssts = forest.ssts(0, 1 << 20);
         let view = orchard.view(&ssts).await;
         let before = gets(ssts.bucket());

@@ -1,10 +1,11 @@
 //! Point reads: synchronous and without allocation where everything is at hand.
 //!
 //! **Life of a get.** The key is hashed once. Memtables are probed, then L0, then the runs, newest
-//! first: bounds, filter, index, block. The first value or tombstone ends the walk; operands go on
-//! to their base. At the first source that is not at hand the walk turns into a collection of what
-//! the sources from there on need; all of it is fetched together, and the walk begins anew, with
-//! what was fetched in hand. So a cold get waits once for metadata and once for blocks.
+//! first: of an SST the filter, the index and one block, or its bounds alone while its metadata is
+//! not at hand. The first value or tombstone ends the walk; operands go on to their base. At the
+//! first source that is not at hand the walk turns into a collection of what the sources from there
+//! on need; all of it is fetched together, and the walk begins anew, with what was fetched in hand.
+//! So a cold get waits once for metadata and once for blocks.
 //!
 //! **Costs.** Nothing is boxed and nothing is spawned. A warm miss does not allocate; a warm hit
 //! allocates at most once (a memtable's or a block's bytes are shared, not copied).
@@ -45,7 +46,7 @@ struct Walk<'a> {
     view: &'a View,
     key: &'a [u8],
     hash: KeyHash,
-    held: &'a Held,
+    held: Option<&'a Held>,
     resolver: Resolver,
     missing: Vec<Need>,
 }
@@ -69,18 +70,23 @@ impl View {
     /// # Errors
     /// `NotFound` where an object was collected: reload the manifest. `Unavailable`. `Corrupt`.
     pub async fn get(&self, key: &[u8], now_ms: u64) -> Result<Option<Found>> {
+        let mut missing = match self.look(key, now_ms, None) {
+            Answer::Ready(found) => return Ok(found),
+            Answer::Missing(missing) => missing,
+        };
         let mut held = Held::default();
         loop {
-            match self.look(key, now_ms, &held) {
+            held.supply(&self.tree.ssts, missing.0).await?;
+            missing = match self.look(key, now_ms, Some(&held)) {
                 Answer::Ready(found) => return Ok(found),
-                Answer::Missing(missing) => held.supply(&self.tree.ssts, missing.0).await?,
-            }
+                Answer::Missing(missing) => missing,
+            };
         }
     }
 
     /// The key's state at `now_ms`, if everything that it takes is at hand.
     pub fn get_now(&self, key: &[u8], now_ms: u64) -> Answer {
-        self.look(key, now_ms, &Held::default())
+        self.look(key, now_ms, None)
     }
 
     /// The states of several keys, in their order. What they need is fetched together.
@@ -97,7 +103,7 @@ impl View {
             let mut open = group.to_vec();
             while !open.is_empty() {
                 let mut needs = Vec::new();
-                open.retain(|index| match self.look(&keys[*index], now_ms, &held) {
+                open.retain(|index| match self.look(&keys[*index], now_ms, Some(&held)) {
                     Answer::Ready(state) => {
                         found[*index] = state;
                         false
@@ -115,7 +121,7 @@ impl View {
         Ok(found)
     }
 
-    fn look(&self, key: &[u8], now_ms: u64, held: &Held) -> Answer {
+    fn look(&self, key: &[u8], now_ms: u64, held: Option<&Held>) -> Answer {
         let mut walk = Walk {
             view: self,
             key,
@@ -148,9 +154,7 @@ impl Walk<'_> {
     fn ssts(&mut self) -> ControlFlow<()> {
         let tree = &self.view.tree;
         for sst in &tree.l0 {
-            if sst.may_hold(self.key) {
-                self.sst(sst)?;
-            }
+            self.sst(sst)?;
         }
         for run in &tree.runs {
             for sst in run.candidates(self.key) {
@@ -175,11 +179,14 @@ impl Walk<'_> {
     }
 
     fn probe(&self, sst: &Arc<SstHandle>) -> Probe {
-        match self.held.meta(sst) {
-            Some(meta) => self.probe_with(sst, meta),
-            None => sst
-                .with_meta(|meta| self.probe_with(sst, meta))
-                .unwrap_or_else(|| Probe::Missing(Need::Meta(Arc::clone(sst)))),
+        if let Some(meta) = self.held.and_then(|held| held.meta(sst)) {
+            return self.probe_with(sst, meta);
+        }
+        match sst.with_meta(|meta| self.probe_with(sst, meta)) {
+            Some(probe) => probe,
+            // The bounds are asked last: the filter, where it is at hand, is quicker and knows more.
+            None if sst.may_hold(self.key) => Probe::Missing(Need::Meta(Arc::clone(sst))),
+            None => Probe::Absent,
         }
     }
 
@@ -188,11 +195,9 @@ impl Walk<'_> {
             return Probe::Absent;
         }
         let Some(index) = meta.block_for(self.key) else { return Probe::Absent };
-        let block = match self.held.block(sst, index) {
-            Some(block) => Some(block.clone()),
-            None => self.view.tree.ssts.block_now(sst, meta, index),
-        };
-        match block {
+        let held = self.held.and_then(|held| held.block(sst, index));
+        let now = || self.view.tree.ssts.block_now(sst, meta, index);
+        match held.cloned().or_else(now) {
             Some(block) => Probe::Block(block),
             None => Probe::Missing(Need::Block(Arc::clone(sst), Arc::clone(meta), index)),
         }

@@ -155,6 +155,11 @@ impl SstStore {
         }
     }
 
+    /// The database.
+    pub fn database(&self) -> DatabaseId {
+        self.database
+    }
+
     /// The block cache.
     pub fn cache(&self) -> &BlockCache {
         &self.source.cache
