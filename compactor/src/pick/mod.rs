@@ -11,8 +11,8 @@
 //! |---|---|---|
 //! | `l0` | `l0_count` SSTs wait in L0 | all of L0, oldest first, up to `inputs_max` |
 //! | `bottom` | the upper runs reach `bottom_percent` of the bottom | every run |
-//! | `tombstones` | theirs reach `tombstone_percent` of the bottom's entries | newest with any, to bottom |
-//! | `tier` | `tier_count` neighbours, none larger than those before it together | that stretch |
+//! | `tombstones` | theirs reach `tombstone_percent` of its entries | those runs, to the bottom |
+//! | `tier` | `tier_count` neighbours, none larger than those before it together | those |
 //! | `depth` | more than `runs_max` runs | the cheapest stretch of `tier_count` neighbours |
 //! | `expiry` | SSTs with nothing left to expire reach `expired_percent` of the bottom | the bottom |
 //!
