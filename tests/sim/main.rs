@@ -72,6 +72,13 @@ fn every_promise_holds_on_every_seed() {
     assert!(seeds < SEEDS || unseen.is_empty(), "never seen: {unseen:?}");
 }
 
+#[test]
+fn a_seed_tells_the_same_story_twice() {
+    for seed in [1, 2, 3] {
+        assert_eq!(simulate(seed).fingerprint, simulate(seed).fingerprint, "seed {seed}");
+    }
+}
+
 fn simulate(seed: u64) -> Report {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()

@@ -26,7 +26,6 @@ const WALL_ERROR_MAX_MS: u64 = 5_000;
 /// The world of one seed.
 #[derive(Debug)]
 pub(crate) struct World {
-    pub(crate) seed: u64,
     pub(crate) store: FaultyStore,
     pub(crate) ledger: Ledger,
     pub(crate) events: Events,
@@ -46,7 +45,6 @@ pub(crate) struct Machine {
 impl World {
     pub(crate) fn new(seed: u64) -> Arc<Self> {
         Arc::new(Self {
-            seed,
             store: FaultyStore::new(seed),
             ledger: Ledger::default(),
             events: Events::default(),
