@@ -4,6 +4,7 @@
 //! `REWRITE=1` writes the figures anew; the diff is the review.
 
 use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::path::Path;
 use std::process::Command;
 
@@ -28,7 +29,7 @@ fn warm_reads_cost_what_the_figures_say() {
     if std::env::var_os("REWRITE").is_some() {
         let mut text = String::from("# Instructions for one warm read, in the tests' profile.\n");
         for (workload, count) in &counted {
-            text.push_str(&format!("{workload} {count}\n"));
+            writeln!(text, "{workload} {count}").unwrap();
         }
         std::fs::write(&figures, text).unwrap();
     }

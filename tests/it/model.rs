@@ -290,6 +290,7 @@ impl Database {
         self.write(ops.into_values().collect()).await;
     }
 
+    #[expect(clippy::disallowed_methods, reason = "deadlines count from tokio's clock")]
     async fn write(&mut self, ops: Vec<Op>) {
         let is_durable = self.rng.random_ratio(1, 4);
         let durability = if is_durable { Durability::Durable } else { Durability::Memory };

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cairn_common::Error;
+use cairn_common::env::Env;
 use cairn_common::format::block::Compression;
 use cairn_common::format::manifest::Manifest;
 use cairn_common::format::path::{Object, ObjectKind};
@@ -209,6 +210,7 @@ async fn reads_equal_the_history() {
 
 /// One run of numbered keys with values of 100 bytes in one SST, over a store with this latency.
 struct Orchard {
+    env: Env,
     forest: Forest,
     store: Arc<ThrottledStore<InMemory>>,
     manifest: Arc<Manifest>,
@@ -222,11 +224,12 @@ impl Orchard {
         let config = ThrottleConfig { wait_get_per_call: LATENCY, ..ThrottleConfig::default() };
         let store = Arc::new(ThrottledStore::new(InMemory::new(), config));
         let options = SstOptions { block_bytes: 1_000, ..SMALL };
-        let forest = Forest::new(Arc::clone(&store) as _, options, forest::env(1));
+        let env = forest::env(1);
+        let forest = Forest::new(Arc::clone(&store) as _, options, env.clone());
         let entries: Vec<Entry> = (0..ORCHARD_KEYS).map(orchard_entry).collect();
         let run = forest.run(&entries, 1).await;
         let manifest = forest.manifest(Vec::new(), vec![run], Seq(1));
-        Self { forest, store, manifest }
+        Self { env, forest, store, manifest }
     }
 
     async fn view(&self, ssts: &Arc<SstStore>) -> View {
@@ -282,7 +285,7 @@ async fn concurrent_misses_make_one_get_and_a_cancelled_leader_fails_nobody() {
         let mut leader = Box::pin(view.get(&key, 0));
         assert!(futures::poll!(&mut leader).is_pending());
         let followers = futures::future::join_all((0..20).map(|_| view.get(&key, 0)));
-        let (_, found) = tokio::join!(
+        let ((), found) = tokio::join!(
             async {
                 tokio::time::sleep(LATENCY / 2).await;
                 drop(leader);
@@ -312,10 +315,14 @@ async fn candidates_of_all_sources_are_fetched_together() {
     let ssts = forest.ssts(1 << 20, 1 << 20);
     let tree = Arc::new(OpenTree::open(&ssts, manifest, None).await.unwrap());
     let view = View::new(Vec::new(), tree, Seq(7));
-    let began = tokio::time::Instant::now();
+    let began = orchard.env.clock.boot();
     let found = view.get(&numbered(7), 0).await.unwrap().unwrap();
     assert!(found.value.ends_with(b"234567") && found.seq == Seq(7));
-    assert_eq!(began.elapsed(), 2 * LATENCY, "one wait for metadata, one for blocks");
+    assert_eq!(
+        orchard.env.clock.boot(),
+        began + 2 * LATENCY,
+        "one wait for metadata, one for blocks"
+    );
     assert_eq!(gets(ssts.bucket()), 14);
 }
 
@@ -325,9 +332,9 @@ async fn a_multi_get_shares_fetches() {
     let ssts = orchard.forest.ssts(1 << 20, 1 << 20);
     let view = orchard.view(&ssts).await;
     let keys: Vec<Bytes> = (100..160).rev().map(numbered).collect();
-    let began = tokio::time::Instant::now();
+    let began = orchard.env.clock.boot();
     let found = view.get_many(&keys, 0).await.unwrap();
-    assert_eq!(began.elapsed(), 2 * LATENCY);
+    assert_eq!(orchard.env.clock.boot(), began + 2 * LATENCY);
     assert_eq!(gets(ssts.bucket()), 2, "metadata, and neighbouring blocks at once");
     for (key, found) in keys.iter().zip(found) {
         assert_eq!(found, view.get(key, 0).await.unwrap());

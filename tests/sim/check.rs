@@ -104,6 +104,7 @@ impl Truth {
     }
 
     /// A refusal names an etag that the key had at some moment while it was decided.
+    #[expect(clippy::too_many_arguments, reason = "a check takes the claim and the evidence")]
     fn check_refusal(
         &self,
         id: u64,
@@ -333,8 +334,8 @@ mod tests {
 
     #[test]
     fn every_broken_promise_is_found() {
-        let reader = || Place::Reader("r".into());
         type Story = fn(&Ledger) -> Vec<(u64, u64)>;
+        let reader = || Place::Reader("r".into());
         let stories: [(&str, Story); 9] = [
             ("acknowledged at 5, is at None", |ledger| {
                 put(ledger, "a", Told::Durable(Seq(5)));

@@ -7,12 +7,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use cairn_common::Error;
 use cairn_common::http::conditions::Conditions;
+use cairn_common::http::request::Deadline;
 use cairn_common::read::view::View;
 use cairn_common::types::{Direction, KeyRange, MergeOp, Op, Payload, Seq};
 use cairn_writer::condition::Condition;
 use cairn_writer::service::{Durability, Unwritten, Write, Writer};
 use rand::Rng;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::ledger::{Change, Entry, Found, Place, Read, Told, Wanted, marker, value};
@@ -62,15 +63,14 @@ impl Client {
         let wall_ms = listed.writer.env.clock.wall_ms();
         let changes = self.world.ledger.changes(id);
         let ops = changes.into_iter().map(|(key, change)| op(id, key, change, wall_ms)).collect();
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Deadline::after(PATIENCE).instant();
         let write = Write { ops, condition, durability, deadline };
         let answer = self.ask(listed, async { Ok(listed.writer.write(write).await) }).await;
         let told = match answer {
-            None => Told::Unknown,
+            None | Some(Err(Unwritten::Unknown)) => Told::Unknown,
             Some(Ok(seq)) if loose => Told::Memory(seq),
             Some(Ok(seq)) => Told::Durable(seq),
             Some(Err(Unwritten::Precondition(etag))) => Told::Precondition(etag),
-            Some(Err(Unwritten::Unknown)) => Told::Unknown,
             Some(Err(Unwritten::Failed(Error::Corrupt(failure)))) => {
                 panic!("a healthy bucket was called corrupt: {failure}")
             }

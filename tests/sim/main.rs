@@ -62,7 +62,7 @@ fn every_promise_holds_on_every_seed() {
             Err(_) => failed.lock().unwrap().push(seed),
         }
     };
-    let workers = thread::available_parallelism().map_or(1, |count| count.get());
+    let workers = thread::available_parallelism().map_or(1, std::num::NonZero::get);
     thread::scope(|scope| (0..workers).for_each(|_| drop(scope.spawn(work))));
     let failed = failed.into_inner().unwrap();
     assert!(failed.is_empty(), "failed seeds: {failed:?}; see CAIRN_SIM_FROM and CAIRN_SIM_SEEDS");

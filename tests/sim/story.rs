@@ -20,7 +20,7 @@ use crate::world::World;
 /// How long everything goes wrong.
 const SAFETY_PHASE: Duration = Duration::from_secs(45);
 /// How long it may take until everything works again.
-const RECOVERY_MAX: Duration = Duration::from_secs(60);
+const RECOVERY_MAX: Duration = Duration::from_mins(1);
 /// How many write and read at a time.
 const CLIENTS: usize = 5;
 /// Writers that stand by for each other.

@@ -64,7 +64,7 @@ impl World {
                 + rng.random_range(0..WALL_ERROR_MAX_MS),
             rate: 1.0 + rng.random_range(-RATE_ERROR_MAX..RATE_ERROR_MAX),
         });
-        let random = SeededRandom::new(self.draw(|rng| rng.random()));
+        let random = SeededRandom::new(self.draw(Rng::random));
         let env = Env { clock: Arc::new(clock), random: Arc::new(random), cpu: Cpu::Inline };
         let settings = StoreSettings {
             attempt_timeout: Duration::from_secs(2),

@@ -91,7 +91,9 @@ impl Wal {
     }
 
     fn parse(&self, id: WalId, bytes: Bytes) -> Result<WalObject> {
-        WalObject::parse(bytes, self.database, id)
-            .map_err(|cause| Error::corrupt(Object::Wal(id).path(), cause))
+        WalObject::parse(bytes, self.database, id).map_err(|cause| {
+            let advice = format!("{cause}: restore the object, or run `cairn repair`");
+            Error::corrupt(Object::Wal(id).path(), advice)
+        })
     }
 }
