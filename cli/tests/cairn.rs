@@ -86,7 +86,7 @@ impl Cluster {
     }
 
     fn store(&self) -> String {
-        format!("file://{}/store", self.dir.path().canonicalize().unwrap().display())
+        format!("file://{}", self.dir.path().canonicalize().unwrap().display())
     }
 
     /// The output of a client command at the writer.

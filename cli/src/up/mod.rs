@@ -103,10 +103,12 @@ pub(crate) async fn run(args: UpArgs) -> Outcome {
     outcome
 }
 
-/// Makes the directory and takes it for this process.
+/// Makes the directory, which is the root of the database, and takes it for this process.
+///
+/// A name with `#` is no object: the store never lists it.
 fn lock(dir: &Path) -> Outcome<File> {
     std::fs::create_dir_all(dir).map_err(|error| Failure::at(dir, error))?;
-    let path = dir.join("up.lock");
+    let path = dir.join("up#lock");
     let file = File::create(&path).map_err(|error| Failure::at(&path, error))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
@@ -118,8 +120,7 @@ fn lock(dir: &Path) -> Outcome<File> {
 }
 
 fn store_url(dir: &Path) -> Outcome<String> {
-    let dir = dir.canonicalize().map_err(|error| Failure::at(dir, error))?.join("store");
-    std::fs::create_dir_all(&dir).map_err(|error| Failure::at(&dir, error))?;
+    let dir = dir.canonicalize().map_err(|error| Failure::at(dir, error))?;
     let path = dir.to_str().ok_or_else(|| Failure::at(&dir, "the path is not UTF-8"))?;
     Ok(format!("file://{}", utf8_percent_encode(path, ESCAPED)))
 }
