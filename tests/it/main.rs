@@ -11,3 +11,4 @@ mod readme;
 mod s3;
 mod source;
 mod tidy;
+mod tour;
