@@ -51,7 +51,7 @@ impl Drop for Cluster {
         let pid = i32::try_from(self.up.id()).ok().and_then(rustix::process::Pid::from_raw);
         if let Some(pid) = pid {
             // It fails only where the cluster has ended already.
-            drop(rustix::process::kill_process(pid, rustix::process::Signal::TERM));
+            rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap_or_default();
         }
         drop(self.up.wait());
     }
