@@ -312,7 +312,9 @@ fn unknown(settings: &[Setting], name: &str) -> Error {
 }
 
 fn unknown_text(name: &str, known: impl IntoIterator<Item = String>) -> String {
-    let near = |known: &String| strsim::damerau_levenshtein(known, name);
+    // What was merely cut short is nearer than a shorter name that happens to share letters.
+    let near =
+        |known: &String| (!known.starts_with(name), strsim::damerau_levenshtein(known, name));
     match known.into_iter().min_by_key(near) {
         Some(nearest) => format!("unknown setting {name}; the nearest known one is {nearest}"),
         None => format!("unknown setting {name}"),

@@ -110,6 +110,8 @@ fn unknown_settings_are_refused_and_name_the_nearest() {
     assert_eq!(flag, "unknown setting --wal-intervall; the nearest known one is --wal-interval");
     let variable = refused(&["--store=memory://"], &[("CAIRN_WAL_INTERVALL", "1s")]);
     assert!(variable.ends_with("the nearest known one is CAIRN_WAL_INTERVAL"), "{variable}");
+    let short = refused(&["--store=memory://"], &[("CAIRN_WAL", "1s")]);
+    assert!(short.ends_with("the nearest known one is CAIRN_WAL_INTERVAL"), "{short}");
     let file = file("wal-interval = \"1s\"\n");
     let path = file.path().to_str().unwrap();
     let key = refused(&["--store=memory://", "--config", path], &[]);
