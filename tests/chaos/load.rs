@@ -1,5 +1,6 @@
 //! Clients that write and keep a ledger, and observers that read meanwhile.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -9,6 +10,7 @@ use std::time::Duration;
 
 use harness::cluster::Cluster;
 use harness::ledger::{Change, History, Ledger, Outcome, WriteId, value};
+use harness::process::Kind;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
@@ -25,6 +27,29 @@ const SINGLE_KEYS: u32 = 40;
 const SET_KEYS: u32 = 6;
 /// After a refusal, and while there is no writer.
 const PAUSE: Duration = Duration::from_millis(10);
+/// Between two looks of an observer.
+const LOOK_PAUSE: Duration = Duration::from_millis(3);
+
+/// The newest batch of a client's whole set that a process may be asked for.
+#[derive(Default)]
+struct Newest {
+    n: AtomicU64,
+    seq: AtomicU64,
+}
+
+impl Newest {
+    // The seq is written first and read last: a number is never ahead of its seq.
+
+    fn raise(&self, n: u64, seq: u64) {
+        self.seq.fetch_max(seq, Ordering::SeqCst);
+        self.n.fetch_max(n, Ordering::SeqCst);
+    }
+
+    fn load(&self) -> (u64, u64) {
+        let n = self.n.load(Ordering::SeqCst);
+        (n, self.seq.load(Ordering::SeqCst))
+    }
+}
 
 /// What clients and observers share.
 struct Shared {
@@ -32,8 +57,11 @@ struct Shared {
     /// Where the writer and the reader are now.
     writer: watch::Receiver<Option<SocketAddr>>,
     reader: watch::Receiver<Option<SocketAddr>>,
-    /// By client: the number and the seq of its last acknowledged batch of the whole set.
-    sets: Vec<(AtomicU64, AtomicU64)>,
+    /// By client: what was acknowledged, or read at the writer. The writer owes it to everyone.
+    owed: Vec<Newest>,
+    /// By client: what was read anywhere. A reader may be ahead of what the writer knows to be
+    /// durable, and owes it to whoever asks for its seq.
+    seen: Vec<Newest>,
     stop: CancellationToken,
     seed: u64,
 }
@@ -49,7 +77,7 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    /// Starts clients that write, and as many observers that read their sets at the reader.
+    /// Starts clients that write, and observers that read their sets at the writer and the reader.
     pub(crate) fn start(cluster: &Cluster, clients: u32, seed: u64) -> Self {
         let path = cluster.folder().join("ledger");
         let (writer, writers) = watch::channel(None);
@@ -58,7 +86,8 @@ impl Load {
             ledger: Arc::new(Ledger::create(&path)),
             writer: writers,
             reader: readers,
-            sets: (0..clients).map(|_| (AtomicU64::new(0), AtomicU64::new(0))).collect(),
+            owed: (0..clients).map(|_| Newest::default()).collect(),
+            seen: (0..clients).map(|_| Newest::default()).collect(),
             stop: CancellationToken::new(),
             seed,
         });
@@ -67,7 +96,9 @@ impl Load {
         for id in 0..clients {
             tasks.spawn(Arc::clone(&shared).write(id));
         }
-        tasks.spawn(Arc::clone(&shared).observe(Arc::clone(&observed)));
+        for at in [Kind::Writer, Kind::Reader] {
+            tasks.spawn(Arc::clone(&shared).observe(at, Arc::clone(&observed)));
+        }
         Self { writer, reader, path, shared, tasks, observed }
     }
 
@@ -195,10 +226,9 @@ impl Shared {
                 continue;
             };
             if change.keys()[0].starts_with('s') {
-                let (last, last_seq) = &self.sets[usize::try_from(client).expect("a small number")];
-                // In this order, and read in the other: a number is never ahead of its seq.
-                last_seq.store(seq, Ordering::SeqCst);
-                last.store(u64::from(n), Ordering::SeqCst);
+                let client = usize::try_from(client).expect("a small number");
+                self.owed[client].raise(n.into(), seq);
+                self.seen[client].raise(n.into(), seq);
             }
             if rng.random_ratio(1, 8) {
                 read_own(&http, &url, id, &change, seq).await;
@@ -206,39 +236,49 @@ impl Shared {
         }
     }
 
-    /// An observer's life: the sets of all clients, in turn, at the reader.
-    async fn observe(self: Arc<Self>, observed: Arc<AtomicU64>) {
+    /// An observer's life: the sets of all clients, in turn, at a process.
+    async fn observe(self: Arc<Self>, at: Kind, observed: Arc<AtomicU64>) {
         let http = view::client();
-        let mut rng = SmallRng::seed_from_u64(!self.seed);
+        let mut rng = SmallRng::seed_from_u64(self.seed ^ u64::MAX);
         let (mut last_url, mut last_seq) = (None, 0);
+        let (address, sets) = match at {
+            Kind::Writer => (&self.writer, &self.owed),
+            _ => (&self.reader, &self.seen),
+        };
         while !self.stop.is_cancelled() {
-            tokio::time::sleep(PAUSE).await;
-            let client = rng.random_range(0..self.sets.len());
-            let Some(url) = url(&self.reader) else { continue };
-            let (n, seq) = &self.sets[client];
-            let n = n.load(Ordering::SeqCst);
-            let min_seq = seq.load(Ordering::SeqCst);
-            let client = u32::try_from(client).expect("a small number");
-            let found = view::scan(&http, &url, &set_prefix(client), min_seq).await;
-            let Some((seq, shown)) = found else { continue };
-            let writes: Vec<_> = shown.values().map(|(_, text)| number_of(text)).collect();
-            let whole = writes.iter().all(|n| *n == writes[0]);
-            assert!(whole, "a torn batch at the reader: {writes:?} at {seq}");
-            let newest = writes.first().copied().unwrap_or(0);
-            assert!(newest >= n, "{newest} is older than {n}, at {seq} for {min_seq}");
+            tokio::time::sleep(LOOK_PAUSE).await;
+            let client = rng.random_range(0..sets.len());
+            let Some(url) = url(address) else { continue };
+            let (n, seq) = sets[client].load();
+            let min_seq = if at == Kind::Writer { 0 } else { seq };
+            let prefix = set_prefix(u32::try_from(client).expect("a small number"));
+            let Some((seq, shown)) = view::scan(&http, &url, &prefix, min_seq).await else {
+                continue;
+            };
+            let writes: BTreeSet<_> =
+                shown.values().map(|(etag, text)| (id_of(text), *etag)).collect();
+            assert!(writes.len() <= 1, "a torn batch at the {at:?}: {writes:?} at {seq}");
+            let newest = writes.first().map_or(0, |(id, _)| u64::from(id.n));
+            assert!(newest >= n, "the {at:?} shows {prefix}{newest} at {seq}: {n} was there");
             if last_url.as_ref() == Some(&url) {
-                assert!(seq >= last_seq, "the reader went back from {last_seq} to {seq}");
+                assert!(seq >= last_seq, "the {at:?} went back from {last_seq} to {seq}");
             }
             (last_url, last_seq) = (Some(url), seq);
-            observed.fetch_add(1, Ordering::Relaxed);
+            if let Some((id, etag)) = writes.first() {
+                self.ledger.seen(*id, *etag);
+                sets[client].raise(id.n.into(), *etag);
+                self.seen[client].raise(id.n.into(), *etag);
+                observed.fetch_add(1, Ordering::Relaxed);
+            }
         }
     }
 }
 
-/// The number of the write that wrote a value.
-fn number_of(value: &str) -> u64 {
-    let number = value.split('.').nth(1).and_then(|number| number.parse().ok());
-    number.expect("a value of ours")
+/// The write that wrote a value.
+fn id_of(value: &str) -> WriteId {
+    let mut numbers = value.split('.').map_while(|part| part.parse().ok());
+    let (client, n) = (numbers.next(), numbers.next());
+    WriteId { client: client.expect("a value of ours"), n: n.expect("a value of ours") }
 }
 
 /// A client reads what it has just been told is there.

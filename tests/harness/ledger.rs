@@ -5,6 +5,7 @@
 //!   client goes on: a ledger never claims less than a client was told.
 //! - Each key belongs to one client, which sends one write at a time. So the writes of a key have
 //!   an order, and what may be seen of it is the last acknowledged one or an undecided one after it.
+//! - A write that a read has shown is as good as acknowledged: it was durable then.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -69,6 +70,7 @@ pub fn value(id: WriteId, key: &str) -> String {
 enum Line {
     Sent(WriteId, Change),
     Told(WriteId, Outcome),
+    Seen(WriteId, u64),
 }
 
 /// A file of what was sent and told.
@@ -102,6 +104,11 @@ impl Ledger {
         file.and_then(|file| file.sync_data()).expect("the ledger can be synced");
     }
 
+    /// Notes that a durable read has shown this write, under this seq.
+    pub fn seen(&self, id: WriteId, seq: u64) {
+        self.append(&Line::Seen(id, seq));
+    }
+
     fn append(&self, line: &Line) {
         let mut line = serde_json::to_string(line).expect("a line is JSON");
         line.push('\n');
@@ -117,6 +124,8 @@ pub type Shown = BTreeMap<String, (u64, String)>;
 #[derive(Clone, Debug, Default)]
 pub struct History {
     writes: BTreeMap<WriteId, (Change, Outcome)>,
+    /// Writes that were read, and their seqs.
+    seen: BTreeMap<WriteId, u64>,
 }
 
 impl History {
@@ -133,6 +142,7 @@ impl History {
                 Line::Told(id, outcome) => {
                     history.writes.get_mut(&id).expect("sent before it was told").1 = outcome;
                 }
+                Line::Seen(id, seq) => drop(history.seen.insert(id, seq)),
             }
         }
         history
@@ -173,22 +183,27 @@ impl History {
     /// lost, values that nobody may see, torn batches.
     pub fn judge(&self, shown: &Shown) -> Vec<String> {
         let mut findings = Vec::new();
-        let mut seen = BTreeMap::new();
+        let mut shows = BTreeMap::new();
         let known = self.keys();
+        for id in self.seen.keys() {
+            if self.writes.get(id).is_none_or(|(_, outcome)| *outcome == Outcome::NotApplied) {
+                findings.push(format!("{id:?}: read, though it was refused"));
+            }
+        }
         for key in shown.keys().filter(|key| !known.contains(key.as_str())) {
             findings.push(format!("{key}: nobody wrote it"));
         }
         for &key in &known {
             match self.explain(key, shown.get(key)) {
-                Ok(id) => drop(seen.insert(key, id)),
+                Ok(id) => drop(shows.insert(key, id)),
                 Err(finding) => findings.push(format!("{key}: {finding}")),
             }
         }
         for (id, (change, _)) in &self.writes {
-            let ids = || change.keys().iter().filter_map(|key| seen.get(key.as_str()));
-            let shows = ids().any(|seen| *seen == Some(*id));
-            let lacks = ids().any(|seen| *seen < Some(*id));
-            if shows && lacks {
+            let shown = || change.keys().iter().filter_map(|key| shows.get(key.as_str()));
+            let (is_there, lacks) =
+                (shown().any(|shown| *shown == Some(*id)), shown().any(|shown| *shown < Some(*id)));
+            if is_there && lacks {
                 findings.push(format!("{id:?}: torn batch {change:?}"));
             }
         }
@@ -203,23 +218,22 @@ impl History {
             .filter(|(_, (change, _))| change.keys().iter().any(|touched| touched == key));
         let writes: Vec<_> =
             of_key.filter(|(_, (_, outcome))| *outcome != Outcome::NotApplied).collect();
-        let acked = |(_, (_, outcome)): &(_, &(_, Outcome))| matches!(outcome, Outcome::Acked(_));
-        let last_acked = writes.iter().rposition(acked);
+        let decided = |(id, (_, outcome)): &(&WriteId, &(Change, Outcome))| match outcome {
+            Outcome::Acked(seq) => Some(*seq),
+            _ => self.seen.get(id).copied(),
+        };
+        let last_acked = writes.iter().rposition(|write| decided(write).is_some());
         let candidates = &writes[last_acked.unwrap_or(0)..];
-        for &(id, (change, outcome)) in candidates.iter().rev() {
+        for write @ (id, (change, _)) in candidates.iter().rev() {
             let fits = match (change, shown) {
                 (Change::Delete(_), None) => true,
                 (Change::Put(_), Some((etag, text))) => {
-                    let is_seq = match outcome {
-                        Outcome::Acked(seq) => etag == seq,
-                        _ => true,
-                    };
-                    is_seq && *text == value(*id, key)
+                    decided(write).is_none_or(|seq| seq == *etag) && *text == value(**id, key)
                 }
                 _ => false,
             };
             if fits {
-                return Ok(Some(*id));
+                return Ok(Some(**id));
             }
         }
         match (last_acked, shown) {
@@ -279,6 +293,17 @@ mod tests {
         let after = history(&[undecided, (2, put(&["a"]), Outcome::Acked(9))]);
         assert!(after.judge(&shown(&[("a", 2, 9)])).is_empty());
         assert_eq!(after.judge(&shown(&[("a", 1, 3)])).len(), 1);
+    }
+
+    #[test]
+    fn an_undecided_write_that_was_read_stays() {
+        let writes = [(1, put(&["a"]), Outcome::Acked(7)), (2, put(&["a"]), Outcome::Unknown)];
+        let mut history = history(&writes);
+        history.seen.insert(id(2), 8);
+        assert!(history.judge(&shown(&[("a", 2, 8)])).is_empty());
+        assert_eq!(history.judge(&shown(&[("a", 1, 7)])).len(), 1);
+        history.note(id(2), put(&["a"]), Outcome::NotApplied);
+        assert_eq!(history.judge(&shown(&[("a", 1, 7)])).len(), 1, "it was never to be read");
     }
 
     #[test]

@@ -107,7 +107,8 @@ impl Process {
     ) -> Self {
         let mut command = Command::new(kind.executable());
         for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("CAIRN_") {
+            let name_text = name.to_string_lossy();
+            if name_text.starts_with("CAIRN_") && name_text != "CAIRN_PLANTED_BUG" {
                 command.env_remove(name);
             }
         }
