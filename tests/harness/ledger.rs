@@ -4,7 +4,8 @@
 //! - A write is in the file before it is sent, and its acknowledgement is synced to disk before the
 //!   client goes on: a ledger never claims less than a client was told.
 //! - Each key belongs to one client, which sends one write at a time. So the writes of a key have
-//!   an order, and what may be seen of it is the last acknowledged one or an undecided one after it.
+//!   an order, and what may be seen of it is the last acknowledged one or an undecided one after
+//!   it.
 //! - A write that a read has shown is as good as acknowledged: it was durable then.
 
 use std::collections::{BTreeMap, BTreeSet};

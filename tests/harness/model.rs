@@ -1,5 +1,5 @@
-//! What a database must hold, in the plainest words: every batch applied to one ordered map, kept so
-//! that the map can be had as of any seq since the last flush.
+//! What a database must hold, in the plainest words: every batch applied to one ordered map, kept
+//! so that the map can be had as of any seq since the last flush.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;

@@ -216,7 +216,8 @@ impl Progress {
         let (bar, template) = match bytes {
             Some(bytes) => (
                 ProgressBar::new(bytes),
-                "{bar:32} {binary_bytes} of {binary_total_bytes} at {binary_bytes_per_sec}, {eta} left",
+                "{bar:32} {binary_bytes} of {binary_total_bytes} at {binary_bytes_per_sec}, \
+                 {eta} left",
             ),
             None => {
                 (ProgressBar::new_spinner(), "{spinner} {binary_bytes} at {binary_bytes_per_sec}")

@@ -236,7 +236,8 @@ mod tests {
 
     #[test]
     fn lines_are_handed_on_as_they_stand() {
-        let text = b"{\"op\":\"put\",\"key\":\"a\",\"value\":\"1\"}\n\n{\"op\":\"delete\",\"key_b64\":\"Yg==\"}";
+        let text = b"{\"op\":\"put\",\"key\":\"a\",\"value\":\"1\"}\n\n\
+            {\"op\":\"delete\",\"key_b64\":\"Yg==\"}";
         let (_dir, source) = in_file("x.ndjson", text);
         let items = read(&source.unwrap()).unwrap();
         assert_eq!(items.iter().map(|(key, _)| &**key).collect::<Vec<_>>(), ["a", "b"]);

@@ -1,3 +1,5 @@
+//! The client commands against a server of the test.
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -92,7 +94,8 @@ async fn a_broken_stream_goes_on_behind_the_last_key() {
             0 => "{\"key\":\"a\",\"value\":\"1\",\"etag\":\"1\"}\n{\"key\":\"b\",\"val",
             // "a", and a zero behind it.
             1 if query.contains("start_b64=YQA") => {
-                "{\"key\":\"b\",\"value\":\"2\",\"etag\":\"2\"}\n{\"end\":true,\"seq\":2,\"cursor\":null}\n"
+                "{\"key\":\"b\",\"value\":\"2\",\"etag\":\"2\"}\n\
+                 {\"end\":true,\"seq\":2,\"cursor\":null}\n"
             }
             _ => "{\"no\":\"such\"}\n",
         };

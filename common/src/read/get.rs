@@ -184,7 +184,8 @@ impl Walk<'_> {
         }
         match sst.with_meta(|meta| self.probe_with(sst, meta)) {
             Some(probe) => probe,
-            // The bounds are asked last: the filter, where it is at hand, is quicker and knows more.
+            // The bounds are asked last: the filter, where it is at hand, is quicker and knows
+            // more.
             None if sst.may_hold(self.key) => Probe::Missing(Need::Meta(Arc::clone(sst))),
             None => Probe::Absent,
         }

@@ -57,8 +57,8 @@ impl Manifests {
     /// Not cancel-safe: dropped halfway, the claim may land and fence the holder.
     ///
     /// # Errors
-    /// `NotFound`: there is no CURRENT. `Corrupt`: CURRENT, or the manifest it names. `Invalid`: the
-    /// store refuses for good.
+    /// `NotFound`: there is no CURRENT. `Corrupt`: CURRENT, or the manifest it names. `Invalid`:
+    /// the store refuses for good.
     pub async fn claim(&self, claim: &Claim) -> Result<Claimed> {
         let mut pause = Pause::new();
         let mut replaced: Option<Current> = None;

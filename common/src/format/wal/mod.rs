@@ -233,8 +233,8 @@ impl WalObject {
 /// The chain's seq after a fence that follows `prev_seq`.
 ///
 /// A fence uses up [`SEQ_JUMP`] seqs, so that the writer behind it begins above whatever the one
-/// before it gave out and lost. SUBTLE: it does so on the chain, not in the writer: of two takeovers
-/// without data between them, the second must begin above what the first has lost, too.
+/// before it gave out and lost. SUBTLE: it does so on the chain, not in the writer: of two
+/// takeovers without data between them, the second must begin above what the first has lost, too.
 pub fn seq_after_fence(prev_seq: Seq) -> Seq {
     Seq(prev_seq.0 + SEQ_JUMP - 1)
 }

@@ -1,3 +1,5 @@
+//! The server over real connections: limits, deadlines, shutdown.
+
 use axum::extract::Request as AxumRequest;
 use axum::routing::{get, put};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
