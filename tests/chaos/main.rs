@@ -12,5 +12,6 @@ mod exits;
 mod handover;
 mod kills;
 mod load;
+mod round_trip;
 mod view;
 mod zombies;

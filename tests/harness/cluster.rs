@@ -47,6 +47,16 @@ const BUSY: [(Kind, &[&str]); 3] = [
 pub struct Cluster {
     folder: Option<TempDir>,
     started: AtomicUsize,
+    pace: Pace,
+}
+
+/// The settings of a cluster's processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// Everything happens all the time: short leases, small memtables, nothing retained.
+    Busy,
+    /// The defaults.
+    Usual,
 }
 
 impl Default for Cluster {
@@ -56,15 +66,20 @@ impl Default for Cluster {
 }
 
 impl Cluster {
+    /// An empty root in a folder of its own, for busy processes.
+    pub fn new() -> Self {
+        Self::at(Pace::Busy)
+    }
+
     /// An empty root in a folder of its own.
     ///
     /// # Panics
     /// If there is no room for one.
-    pub fn new() -> Self {
+    pub fn at(pace: Pace) -> Self {
         let folder = tempfile::Builder::new().prefix("cairn-chaos-").tempdir();
         let folder = folder.expect("a temporary folder");
         fs::create_dir(folder.path().join("db")).expect("a folder for the database");
-        Self { folder: Some(folder), started: AtomicUsize::new(0) }
+        Self { folder: Some(folder), started: AtomicUsize::new(0), pace }
     }
 
     /// The folder with the database, the logs and whatever else a test puts there.
@@ -98,7 +113,8 @@ impl Cluster {
             "--listen=127.0.0.1:0".to_owned(),
             "--ops-listen=127.0.0.1:0".to_owned(),
         ];
-        let busy = BUSY.iter().find(|(other, _)| *other == kind).map_or(&[][..], |(_, args)| args);
+        let busy = BUSY.iter().find(|(other, _)| *other == kind && self.pace == Pace::Busy);
+        let busy = busy.map_or(&[][..], |(_, args)| args);
         let usual = own.into_iter().chain(busy.iter().map(|&arg| arg.to_owned()));
         let name = |arg: &str| arg.split('=').next().map(str::to_owned);
         let replaced = |arg: &String| more.iter().any(|other| name(other) == name(arg));

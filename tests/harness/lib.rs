@@ -1,5 +1,6 @@
-//! What the tests share: model, cluster, faulty store, fake S3.
+//! What the tests share: model, cluster, faulty store, fake S3, data sets.
 
+pub mod archive;
 pub mod cluster;
 pub mod compaction;
 pub mod fake_s3;
@@ -9,4 +10,5 @@ pub mod ledger;
 pub mod model;
 pub mod moto;
 pub mod process;
+pub mod round_trip;
 pub mod warm;

@@ -55,7 +55,12 @@ impl Moto {
 
     /// The variables with which a bucket of this process finds it.
     pub fn variables(&self) -> Variables {
-        Variables::Given(environment_of(self.address))
+        Variables::Given(self.environment())
+    }
+
+    /// The variables with which another process finds it.
+    pub fn environment(&self) -> Vec<(String, String)> {
+        environment_of(self.address)
     }
 
     async fn wait_until_up(&mut self) {

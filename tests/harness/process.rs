@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs::{self, File};
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -37,22 +37,29 @@ impl Kind {
         }
     }
 
-    /// The executable. The test command builds it; it lies where Cargo puts those of the profile in
-    /// which this test was built.
-    ///
-    /// # Panics
-    /// If it has not been built.
-    pub fn executable(self) -> PathBuf {
-        let test = std::env::current_exe().expect("a test has an executable");
-        let folder = test.parent().and_then(Path::parent).expect("target/PROFILE/deps/TEST");
-        let path = folder.join(format!("cairn-{}", self.name()));
-        assert!(
-            path.is_file(),
-            "{} is missing: build it first (cargo build --profile test --workspace --bins)",
-            path.display()
-        );
-        path
+    fn executable(self) -> PathBuf {
+        executable(&format!("cairn-{}", self.name()))
     }
+}
+
+/// An executable of ours. It lies where Cargo puts those of the profile in which the caller was
+/// built: beside a command, above a test (`target/PROFILE/deps/TEST`).
+///
+/// # Panics
+/// If it has not been built.
+pub fn executable(name: &str) -> PathBuf {
+    let own = std::env::current_exe().expect("a process has an executable");
+    let mut folder = own.parent().expect("it lies in a folder");
+    if folder.ends_with("deps") {
+        folder = folder.parent().expect("target/PROFILE");
+    }
+    let path = folder.join(name);
+    assert!(
+        path.is_file(),
+        "{} is missing: build the workspace's binaries in the same profile first",
+        path.display()
+    );
+    path
 }
 
 /// What a process says of itself on stdout.

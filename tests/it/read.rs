@@ -418,7 +418,6 @@ async fn a_missing_object_is_an_error_that_names_it() {
         let view = orchard.view(&ssts).await;
         let bytes = orchard.forest.bucket().get(&sst).await.unwrap();
         if warm {
-            // One block stays in memory, however little it may take: another than is read below.
             view.get(&numbered(7), 0).await.unwrap().unwrap();
         }
         orchard.forest.bucket().delete(&[sst]).await.unwrap();

@@ -145,9 +145,11 @@ async fn submit(writer: &Writer, write: Write) -> Answer<Seq> {
             .retry_after(OVERLOAD_RETRY)
             .outcome(Outcome::NotApplied),
         Unwritten::Precondition(etag) => {
-            let found = etag.map_or("there is no entry".to_owned(), |etag| format!("it is {etag}"));
-            let problem = Problem::new(Code::Precondition, format!("the etag differs: {found}"))
-                .outcome(Outcome::NotApplied);
+            let found = match etag {
+                Some(etag) => format!("the condition does not hold: the etag is \"{etag}\""),
+                None => "the condition does not hold: there is no such entry".to_owned(),
+            };
+            let problem = Problem::new(Code::Precondition, found).outcome(Outcome::NotApplied);
             match etag {
                 Some(etag) => problem.header(header::ETAG, format!("\"{etag}\"")),
                 None => problem,

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use cairn_common::Error;
 use cairn_common::format::block::{Block, BlockCursor};
-use cairn_common::format::manifest::{Digest, Manifest, SstInfo};
+use cairn_common::format::manifest::{Digest, Manifest, RetiredObject, SstInfo};
 use cairn_common::format::path::{Object, ObjectKind};
 use cairn_common::types::{EntryRef, MergeOp, PayloadRef};
 use clap::Args;
@@ -118,7 +118,11 @@ fn write_manifest(out: &mut impl Write, manifest: &Manifest) -> io::Result<()> {
     }
     writeln!(out, "\nretired: {}", manifest.retired.len())?;
     for retired in &manifest.retired {
-        writeln!(out, "  {:?} since version {}", retired.object, retired.version)?;
+        let object = match retired.object {
+            RetiredObject::Sst(id) => Object::Sst(id),
+            RetiredObject::Run(id) => Object::Run(id),
+        };
+        writeln!(out, "  {} since version {}", object.path(), retired.version)?;
     }
     writeln!(out, "\ncheckpoints: {}", manifest.checkpoints.len())?;
     for checkpoint in &manifest.checkpoints {

@@ -1,6 +1,7 @@
 //! One process of `cairn up`: started, listened to, started again, stopped.
 
 use std::collections::BTreeSet;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -37,7 +38,11 @@ pub(super) struct Child {
     /// Stands before each line of its log.
     pub(super) name: String,
     pub(super) role: RoleName,
-    pub(super) args: Vec<String>,
+    /// URL of the store.
+    pub(super) store: String,
+    /// Where it shall serve, and be operated; port 0 is any.
+    pub(super) listen: SocketAddr,
+    pub(super) ops: SocketAddr,
 }
 
 /// A child that can serve, and where.
@@ -49,6 +54,20 @@ pub(super) struct Ready {
 }
 
 impl Child {
+    /// Refuses where another process has a port: the child would only die of it, again and again.
+    pub(super) fn find_ports_free(&self) -> Outcome {
+        for address in [self.listen, self.ops] {
+            if let Err(error) = TcpListener::bind(address) {
+                return Err(Failure::usage(format!(
+                    "the {} cannot listen on {address} ({error}): stop what is there, or choose \
+                     other ports with --port",
+                    self.name
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// Keeps the process running until `stop`. Ends early, with its last words, when another start
     /// would not help.
     pub(super) async fn keep(
@@ -117,7 +136,9 @@ impl Child {
             .arg(ROLE_COMMAND)
             .arg(self.role.name())
             .arg(getpid().as_raw_pid().to_string())
-            .args(&self.args)
+            .arg(format!("--store={}", self.store))
+            .arg(format!("--listen={}", self.listen))
+            .arg(format!("--ops-listen={}", self.ops))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -196,7 +217,9 @@ mod tests {
     #[test]
     fn the_line_of_a_ready_process_is_understood() {
         let (announce, mut announced) = mpsc::channel(1);
-        let child = Child { name: "writer".into(), role: RoleName::Writer, args: vec![] };
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let (name, store) = ("writer".into(), "file:///x".into());
+        let child = Child { name, role: RoleName::Writer, store, listen: any, ops: any };
         child.hear("ready role=writer listen=127.0.0.1:7001 ops=127.0.0.1:7101 epoch=3", &announce);
         let ready = announced.try_recv().unwrap();
         assert_eq!((&*ready.listen, &*ready.ops), ("127.0.0.1:7001", "127.0.0.1:7101"));

@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
 use std::io::Write as _;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -48,7 +49,7 @@ pub(crate) struct UpArgs {
     readers: u16,
     /// Address to listen on
     #[arg(long, default_value = "127.0.0.1", value_name = "ADDR")]
-    host: String,
+    host: IpAddr,
     /// Port of the writer; reader, compactor and more readers follow, operators' ports are 100
     /// above; 0 takes any
     #[arg(long, default_value = "7001", value_parser = clap::value_parser!(u16).range(..=60_000))]
@@ -59,6 +60,9 @@ pub(crate) async fn run(args: UpArgs) -> Outcome {
     let lock = lock(&args.dir)?;
     let executable = std::env::current_exe()?;
     let children = args.children(&store_url(&args.dir)?);
+    for child in &children {
+        child.find_ports_free()?;
+    }
     let names: Vec<String> = children.iter().map(|child| child.name.clone()).collect();
     let stop = CancellationToken::new();
     let (announce, mut announced) = mpsc::channel(READY_WAITING_MAX);
@@ -132,12 +136,8 @@ impl UpArgs {
                 0 => (0, 0),
                 first => (first + place, first + place + OPS_PORT_OFFSET),
             };
-            let args = vec![
-                format!("--store={store}"),
-                format!("--listen={}:{port}", self.host),
-                format!("--ops-listen={}:{ops}", self.host),
-            ];
-            Child { name, role, args }
+            let at = |port| SocketAddr::new(self.host, port);
+            Child { name, role, store: store.to_owned(), listen: at(port), ops: at(ops) }
         };
         let mut children = vec![child("writer".into(), RoleName::Writer, 0)];
         for index in 1..=self.readers {
@@ -167,27 +167,37 @@ mod tests {
     use super::*;
 
     fn args(readers: u16, port: u16) -> UpArgs {
-        UpArgs { dir: "x".into(), readers, host: "127.0.0.1".into(), port }
+        UpArgs { dir: "x".into(), readers, host: [127, 0, 0, 1].into(), port }
     }
 
     #[test]
     fn ports_are_the_usual_ones() {
         let places = |args: &UpArgs| {
             let children = args.children("file:///x");
-            let place =
-                |child: &Child| format!("{} {} {}", child.name, child.args[1], child.args[2]);
+            let place = |child: &Child| format!("{} {} {}", child.name, child.listen, child.ops);
             children.iter().map(place).collect::<Vec<_>>()
         };
         assert_eq!(
             places(&args(2, 7001)),
             [
-                "writer --listen=127.0.0.1:7001 --ops-listen=127.0.0.1:7101",
-                "reader-1 --listen=127.0.0.1:7002 --ops-listen=127.0.0.1:7102",
-                "reader-2 --listen=127.0.0.1:7004 --ops-listen=127.0.0.1:7104",
-                "compactor --listen=127.0.0.1:7003 --ops-listen=127.0.0.1:7103",
+                "writer 127.0.0.1:7001 127.0.0.1:7101",
+                "reader-1 127.0.0.1:7002 127.0.0.1:7102",
+                "reader-2 127.0.0.1:7004 127.0.0.1:7104",
+                "compactor 127.0.0.1:7003 127.0.0.1:7103",
             ]
         );
         assert!(places(&args(1, 0)).iter().all(|place| place.contains(":0 ")));
+    }
+
+    #[test]
+    fn a_taken_port_is_told_before_anything_starts() {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut child = args(1, 0).children("file:///x").remove(0);
+        child.find_ports_free().unwrap();
+        child.ops = taken.local_addr().unwrap();
+        let failure = child.find_ports_free().unwrap_err();
+        assert!(failure.text.contains(&child.ops.to_string()), "{failure}");
+        assert_eq!(failure.code, 2);
     }
 
     #[test]

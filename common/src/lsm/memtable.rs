@@ -355,6 +355,10 @@ impl Cursor for MemtableCursor {
         self.entry().map_or(Head::End, |entry| Head::Entry(entry.as_ref()))
     }
 
+    fn place(&self) -> Option<(&[u8], Seq)> {
+        self.entry().map(|entry| (&*entry.key, entry.seq))
+    }
+
     fn advance(&mut self) {
         self.position += 1;
         if self.position == self.fetched.len() {

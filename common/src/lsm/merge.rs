@@ -1,8 +1,8 @@
 //! The k-way merge: a step machine over cursors that may have to wait for their input.
 //!
 //! A loser tree: each inner node keeps the loser of the match played there, so the next entry costs
-//! one match per level. While the same cursor keeps winning, which is the rule, it has to beat only
-//! the challenger: one comparison whatever the number of cursors.
+//! one match per level. A cursor that keeps winning has to beat only the challenger: one comparison
+//! whatever the number of cursors.
 //!
 //! **Invariants**
 //! - `Forward` goes by key ascending, then seq descending; `Reverse` by key descending, then seq
@@ -16,7 +16,7 @@
 
 use std::cmp::Ordering;
 
-use crate::types::{Direction, EntryRef};
+use crate::types::{Direction, EntryRef, Seq};
 
 /// What a cursor stands on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,8 +31,17 @@ pub enum Head<'a> {
 
 /// A source of entries in merge order.
 pub trait Cursor {
-    /// What the cursor stands on; cheap, as it is asked for at each comparison.
+    /// What the cursor stands on.
     fn head(&self) -> Head<'_>;
+
+    /// Key and seq of the entry that the cursor stands on, if it stands on one. It is asked for at
+    /// each match, so what can tell it quicker than [`Cursor::head`] should.
+    fn place(&self) -> Option<(&[u8], Seq)> {
+        match self.head() {
+            Head::Entry(entry) => Some((entry.key, entry.seq)),
+            Head::NeedInput | Head::End => None,
+        }
+    }
 
     /// Moves past the entry that the cursor stands on; called only where there is one.
     fn advance(&mut self);
@@ -57,9 +66,20 @@ pub struct Merge<C> {
     /// `losers[1..n]`: the cursor that lost the match at that node; leaf `i` is node `n + i`.
     losers: Vec<usize>,
     winner: usize,
-    /// The best of the others, as long as it is known.
-    challenger: Option<usize>,
+    challenger: Challenger,
     phase: Phase,
+}
+
+/// The best of all cursors but the winner. To find it costs about as much as to play the winner's
+/// path again, so it is found only for a winner that stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Challenger {
+    /// The winner is new.
+    Unknown,
+    /// The winner has won twice.
+    Wanted,
+    /// This one.
+    Known(usize),
 }
 
 /// Where a merge stands between two steps.
@@ -79,7 +99,14 @@ impl<C: Cursor> Merge<C> {
     /// A merge of `cursors`, newest source first.
     pub fn new(cursors: Vec<C>, direction: Direction) -> Self {
         let losers = vec![0; cursors.len()];
-        Self { cursors, direction, losers, winner: 0, challenger: None, phase: Phase::Fresh }
+        Self {
+            cursors,
+            direction,
+            losers,
+            winner: 0,
+            challenger: Challenger::Unknown,
+            phase: Phase::Fresh,
+        }
     }
 
     /// Goes on to the next entry. `End` is returned for ever once it has been returned.
@@ -157,7 +184,7 @@ impl<C: Cursor> Merge<C> {
             self.losers[node] = if left_wins { right } else { left };
         }
         self.winner = if count > 1 { winners[1] } else { 0 };
-        self.challenger = None;
+        self.challenger = Challenger::Unknown;
     }
 
     /// Puts the winner, which has moved, where it belongs now.
@@ -168,14 +195,22 @@ impl<C: Cursor> Merge<C> {
         if self.cursors.len() == 1 {
             return Ok(());
         }
+        let winner = self.winner;
         let challenger = match self.challenger {
-            Some(challenger) => challenger,
-            None => self.best_of_losers(),
+            Challenger::Known(challenger) => challenger,
+            Challenger::Wanted => self.best_of_losers(),
+            Challenger::Unknown => {
+                self.replay();
+                if self.winner == winner {
+                    self.challenger = Challenger::Wanted;
+                }
+                return Ok(());
+            }
         };
-        self.challenger = Some(challenger);
-        if self.precedes(challenger, self.winner) {
+        self.challenger = Challenger::Known(challenger);
+        if self.precedes(challenger, winner) {
             self.replay();
-            self.challenger = None;
+            self.challenger = Challenger::Unknown;
         }
         Ok(())
     }
@@ -214,14 +249,12 @@ impl<C: Cursor> Merge<C> {
 
     /// Whether the head of cursor `a` comes before that of cursor `b`.
     fn precedes(&self, a: usize, b: usize) -> bool {
-        let (Head::Entry(left), Head::Entry(right)) =
-            (self.cursors[a].head(), self.cursors[b].head())
-        else {
+        let (left, right) = (self.cursors[a].place(), self.cursors[b].place());
+        let (Some((left_key, left_seq)), Some((right_key, right_seq))) = (left, right) else {
             // An end comes after everything; no cursor is without input while a match is played.
-            return matches!(self.cursors[b].head(), Head::End)
-                && (a < b || matches!(self.cursors[a].head(), Head::Entry(_)));
+            return right.is_none() && (a < b || left.is_some());
         };
-        let order = left.key.cmp(right.key).then_with(|| right.seq.cmp(&left.seq));
+        let order = left_key.cmp(right_key).then_with(|| right_seq.cmp(&left_seq));
         match self.direction {
             Direction::Forward => order,
             Direction::Reverse => order.reverse(),

@@ -19,7 +19,7 @@ use crate::format::block::{Block, BlockCursor};
 use crate::format::sst::SstMeta;
 use crate::lsm::merge::{Cursor, Head};
 use crate::store::sst::{SstHandle, SstStore};
-use crate::types::{Direction, KeyRange};
+use crate::types::{Direction, KeyRange, Seq};
 
 /// How many blocks one fetch brings: it doubles from fetch to fetch, between these bounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,9 +35,6 @@ pub struct ReadAhead {
 impl ReadAhead {
     /// For scans: most end within a block or two, and a long one should not wait for each block.
     pub const SCAN: Self = Self { blocks_first: 1, blocks_max: 8, bytes_max: 1 << 20 };
-    /// For compactions, which read everything.
-    pub const COMPACTION: Self =
-        Self { blocks_first: usize::MAX, blocks_max: usize::MAX, bytes_max: 8 << 20 };
 }
 
 /// What a cursor goes through, and how.
@@ -326,6 +323,14 @@ impl Cursor for RunCursor {
             }
             State::Hungry => Head::NeedInput,
             State::Ended => Head::End,
+        }
+    }
+
+    #[inline]
+    fn place(&self) -> Option<(&[u8], Seq)> {
+        match self.state {
+            State::AtEntry => self.block.as_ref().and_then(BlockCursor::place),
+            State::Hungry | State::Ended => None,
         }
     }
 

@@ -273,6 +273,14 @@ impl Cursor for Source {
         }
     }
 
+    #[inline]
+    fn place(&self) -> Option<(&[u8], Seq)> {
+        match self {
+            Self::Memtable(cursor) => cursor.place(),
+            Self::Ssts(cursor) => cursor.place(),
+        }
+    }
+
     fn advance(&mut self) {
         match self {
             Self::Memtable(cursor) => cursor.advance(),

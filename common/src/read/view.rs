@@ -14,9 +14,9 @@ use std::sync::Arc;
 
 use futures::future::try_join_all;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::format::manifest::{Manifest, RunInfo};
-use crate::format::path::{Object, OutputId};
+use crate::format::path::OutputId;
 use crate::lsm::memtable::{Memtable, SeqWindow};
 use crate::store::sst::{SstHandle, SstStore};
 use crate::types::Seq;
@@ -112,10 +112,6 @@ impl OpenRun {
     /// `NotFound`, `Unavailable`, `Corrupt`.
     pub async fn open(ssts: &SstStore, info: &RunInfo) -> Result<Self> {
         let run = ssts.load_run(info).await?;
-        if run.id != info.id {
-            let cause = format!("it holds the run {}", run.id);
-            return Err(Error::corrupt(Object::Run(info.id).path(), cause));
-        }
         let handle = |mut sst: crate::format::manifest::SstInfo| {
             // The SSTs of a parent's run live where the run does.
             sst.home = sst.home.or_else(|| info.home.clone());

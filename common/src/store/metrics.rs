@@ -68,7 +68,8 @@ impl Prices {
     /// Azure hot block blobs: $0.05 per 10,000 writes and listings, $0.004 per 10,000 reads.
     pub const AZURE: Self = Self::S3;
 
-    fn of(self, operation: Operation) -> u64 {
+    /// The price of one request.
+    pub fn of(self, operation: Operation) -> u64 {
         match operation {
             Operation::Create | Operation::Swap | Operation::Put | Operation::List => {
                 self.write_nanodollars

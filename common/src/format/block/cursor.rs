@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::Block;
 use super::entry::Head;
-use crate::types::EntryRef;
+use crate::types::{EntryRef, Seq};
 
 /// A place in a block: on an entry, or off the block.
 ///
@@ -93,6 +93,12 @@ impl BlockCursor {
     #[inline]
     pub fn entry(&self) -> Option<EntryRef<'_>> {
         self.head.map(|head| head.entry(&self.key, &self.block.data))
+    }
+
+    /// Key and seq of the entry alone; `None` off the block.
+    #[inline]
+    pub fn place(&self) -> Option<(&[u8], Seq)> {
+        self.head.map(|head| (&*self.key, head.seq))
     }
 
     /// The entry's value or operand, shared with the block and not copied; empty for a tombstone

@@ -111,6 +111,8 @@ pub struct BlockCache {
 #[derive(Debug)]
 struct Tiers {
     memory: Memory,
+    /// What is larger would not fit its part of the memory.
+    memory_entry_bytes_max: usize,
     disk: Option<Disk>,
     hits: Striped,
     misses: Striped,
@@ -189,8 +191,9 @@ impl BlockCache {
     }
 
     fn over(memory: Memory, disk: Option<Disk>) -> Self {
-        let tiers = Tiers { memory, disk, hits: Striped::default(), misses: Striped::default() };
-        Self { tiers: Arc::new(tiers) }
+        let memory_entry_bytes_max = memory.capacity() / memory.shards();
+        let (hits, misses) = (Striped::default(), Striped::default());
+        Self { tiers: Arc::new(Tiers { memory, memory_entry_bytes_max, disk, hits, misses }) }
     }
 
     /// The block, if it is in memory. Does not allocate.
@@ -269,6 +272,9 @@ impl BlockCache {
     fn keep(&self, key: BlockKey, block: &Block) {
         let in_memory = HybridCacheProperties::default().with_location(Location::InMem);
         let decoded = Cached::Decoded(block.clone());
+        if weight(&key, &decoded) > self.tiers.memory_entry_bytes_max {
+            return;
+        }
         drop(self.tiers.memory.insert_with_properties(key, decoded, in_memory));
     }
 

@@ -78,6 +78,16 @@ fn memory_needs_no_runtime_and_evicts() {
     assert!(cache.get_now(&key(99)).is_none());
 }
 
+#[test]
+fn memory_takes_nothing_that_does_not_fit() {
+    for bytes in [0, 2_000] {
+        let cache = BlockCache::memory_only(bytes);
+        let (block, stored) = block(1, 3_000);
+        cache.insert(key(1), &block, &stored);
+        assert_eq!(cache.stats().memory_bytes, 0);
+    }
+}
+
 #[tokio::test]
 async fn disk_survives_a_restart() {
     let dir = tempfile::tempdir().unwrap();

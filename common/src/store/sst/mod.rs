@@ -194,7 +194,10 @@ impl SstStore {
     pub async fn load_run(&self, info: &RunInfo) -> Result<Run> {
         let object = Object::Run(info.id);
         let bytes = self.source.bucket_of(info.home.as_ref())?.get(&object).await?;
-        Run::parse(&bytes, &info.digest).map_err(|cause| Error::corrupt(object.path(), cause))
+        let corrupt = |cause| Error::corrupt(object.path(), cause);
+        let run = Run::parse(&bytes, &info.digest).map_err(corrupt)?;
+        run.check_named_by(info).map_err(corrupt)?;
+        Ok(run)
     }
 
     /// The metadata of an SST: from its slot, or by one exact ranged GET.

@@ -1,0 +1,32 @@
+//! A directory with odd names and sizes, loaded and read back, before and after a compaction and a
+//! kill; nothing but the URL of the store differs between the two.
+
+use harness::archive::Archive;
+use harness::cluster::{Cluster, Pace};
+use harness::fake_s3::BUCKET;
+use harness::moto::Moto;
+use harness::round_trip::{Place, round_trip};
+
+async fn goes_there_and_back(pace: Pace, files: usize, place: impl Fn(&Cluster) -> Place) {
+    let cluster = Cluster::at(pace);
+    let archive = Archive::generate(files, 1, &cluster.folder().join("files")).unwrap();
+    let report = round_trip(&cluster, &place(&cluster), &archive).await;
+    assert!(report.second_acked >= files / 3 && report.second_found >= report.second_acked);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_goes_there_and_back() {
+    let place = |cluster: &Cluster| Place {
+        url: format!("file://{}", cluster.root().display()),
+        environment: Vec::new(),
+    };
+    goes_there_and_back(Pace::Busy, 2_000, place).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_goes_to_s3_and_back() {
+    let moto = Moto::start(BUCKET).await;
+    let place =
+        |_: &Cluster| Place { url: format!("s3://{BUCKET}/db"), environment: moto.environment() };
+    goes_there_and_back(Pace::Usual, 300, place).await;
+}
