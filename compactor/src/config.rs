@@ -53,8 +53,8 @@ const SETTINGS: &[Setting] = &[
         "jobs_max",
         Kind::Count,
         "1",
-        "Most jobs over runs at a time, beside the one that empties L0. Each takes a thread, and \
-         memory for its inputs",
+        "Most jobs over runs at a time, beside the one that empties L0, and one over upper runs \
+         while the bottom is rewritten. Each takes a thread, and memory for its inputs",
     ),
     Setting::new(
         "sst_bytes",

@@ -51,8 +51,19 @@ pub struct Scheduler {
     tasks: JoinSet<(Uuid, Result<Snapshot>)>,
     /// Sources that are damaged: no job touches them again.
     damaged: BTreeSet<Uuid>,
+    /// The first step of a full compaction, begun or done.
+    l0_first: Option<L0First>,
     /// Boot time before which nothing is started.
     paused_until: Duration,
+}
+
+/// L0 is merged for a full compaction that was asked for.
+#[derive(Clone, Copy, Debug)]
+struct L0First {
+    /// The full compaction.
+    asked: Uuid,
+    /// The job over L0.
+    step: Uuid,
 }
 
 /// The settings of a scheduler.
@@ -102,6 +113,7 @@ impl Scheduler {
             running: BTreeMap::new(),
             tasks: JoinSet::new(),
             damaged: BTreeSet::new(),
+            l0_first: None,
             paused_until: Duration::ZERO,
         }
     }
@@ -177,7 +189,14 @@ impl Scheduler {
             if !self.running.is_empty() {
                 return Ok(());
             }
-            match pick_full(&tree) {
+            let l0_is_merged = self.l0_first.is_some_and(|first| first.asked == id);
+            match pick_full(&tree, l0_is_merged) {
+                Some(job) if job.reason == Reason::L0 => {
+                    let step = self.tools.env.random.uuid();
+                    self.l0_first = Some(L0First { asked: id, step });
+                    self.start(step, job, &tree, &runs);
+                    return Ok(());
+                }
                 Some(job) => self.start(id, job, &tree, &runs),
                 None => self.board.end(id, self.tools.env.clock.wall_ms(), None),
             }
@@ -196,9 +215,9 @@ impl Scheduler {
         let inputs = self.running.values().flat_map(Job::inputs);
         let busy: BTreeSet<Uuid> = inputs.chain(self.damaged.iter().copied()).collect();
         let config = &self.settings.pick;
-        let over_runs = self.running.values().filter(|job| job.reason != Reason::L0).count();
         pick_l0(tree, &busy, config).or_else(|| {
-            let has_place = over_runs < self.settings.jobs_max;
+            let reasons = self.running.values().map(|job| job.reason);
+            let has_place = has_place_over_runs(reasons, self.settings.jobs_max);
             has_place.then(|| pick_runs(tree, &busy, config)).flatten()
         })
     }
@@ -228,6 +247,11 @@ impl Scheduler {
     fn end_job(&mut self, id: Uuid, ended: Result<Snapshot>) -> Result<()> {
         let now_ms = self.tools.env.clock.wall_ms();
         let error = ended.as_ref().err().map(ToString::to_string);
+        if error.is_some()
+            && let Some(first) = self.l0_first.take_if(|first| first.step == id)
+        {
+            self.board.end(first.asked, now_ms, error.clone());
+        }
         self.board.end(id, now_ms, error);
         let Some(job) = self.running.remove(&id) else { return Ok(()) };
         let status = self.board.jobs().into_iter().find(|status| status.id == id);
@@ -254,6 +278,17 @@ impl Scheduler {
             }
         }
     }
+}
+
+/// Whether one more job over runs may begin. A job that rewrites the bottom can take hours, and the
+/// runs above it must be kept few meanwhile: they always have a place.
+fn has_place_over_runs(running: impl Iterator<Item = Reason>, jobs_max: usize) -> bool {
+    let (mut all, mut upper) = (0, 0);
+    for reason in running.filter(|reason| *reason != Reason::L0) {
+        all += 1;
+        upper += usize::from(matches!(reason, Reason::Tier | Reason::Depth));
+    }
+    all < jobs_max || upper == 0
 }
 
 /// Goes on after what may pass.
@@ -311,5 +346,20 @@ impl Task {
                 Err(error)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn upper_runs_have_a_place_beside_the_bottom() {
+        let has_place =
+            |running: &[Reason], jobs_max| has_place_over_runs(running.iter().copied(), jobs_max);
+        assert!(has_place(&[], 1) && has_place(&[Reason::L0], 1));
+        assert!(has_place(&[Reason::Bottom], 1) && has_place(&[Reason::L0, Reason::Full], 1));
+        assert!(!has_place(&[Reason::Tier], 1) && !has_place(&[Reason::Bottom, Reason::Depth], 2));
+        assert!(has_place(&[Reason::Tier], 2));
     }
 }

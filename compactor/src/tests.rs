@@ -112,6 +112,28 @@ fn full_job_leaves_one_run_without_tombstones() {
 }
 
 #[test]
+fn full_job_takes_l0_first_where_there_are_runs() {
+    run_paused(async {
+        let kit = Kit::new();
+        let mut writer = kit.writer().await;
+        let started = kit.start(&[]);
+        for first in [0, 2] {
+            // Too few for a job by itself.
+            flush_rounds(&mut writer, first..first + 2).await;
+            let id = started.node.board.request_full(Uuid::from_u128(u128::from(first) + 9));
+            sleep(Duration::from_secs(2)).await;
+            let manifest = kit.snapshot().await.manifest;
+            assert_eq!((manifest.l0.len(), manifest.runs.len()), (0, 1));
+            let jobs = started.node.board.jobs();
+            assert_eq!(jobs.iter().find(|job| job.id == id).unwrap().state, Stage::Done);
+        }
+        let kinds: Vec<_> = started.node.board.jobs().iter().map(|job| job.kind).collect();
+        assert_eq!(kinds, ["full", "l0", "full"]);
+        started.stop().await;
+    });
+}
+
+#[test]
 fn everything_deleted_leaves_no_run() {
     run_paused(async {
         let kit = Kit::new();

@@ -22,6 +22,8 @@ use crate::process::{Announced, Kind, Process, executable};
 const KINDS: [Kind; 3] = [Kind::Writer, Kind::Reader, Kind::Compactor];
 /// Writes in progress during the second load.
 const LANES: usize = 16;
+/// After a refusal, which says that the writer is overloaded.
+const REFUSAL_PAUSE: Duration = Duration::from_millis(20);
 /// Longer than any deadline of a server.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(70);
 
@@ -191,15 +193,17 @@ impl Trip<'_> {
                     }
                     let value = second_version(&archive.read(at).await.expect("a file"));
                     let path = format!("{writer}{}", archive.path_of(at));
-                    let reply = client.put(path).body(value).send().await;
-                    match reply {
-                        Ok(reply) if reply.status().is_success() => {
+                    loop {
+                        let reply = client.put(&path).body(value.clone()).send().await;
+                        // Without an answer the writer is no more.
+                        let Ok(reply) = reply else { return };
+                        if reply.status().is_success() {
                             acked.lock().expect("no lane panics here").insert(at);
+                            break;
                         }
-                        Ok(reply) if reply.status().is_server_error() => {}
-                        Ok(reply) => panic!("a put is answered {}", reply.status()),
-                        // The writer is no more.
-                        Err(_) => return,
+                        let status = reply.status();
+                        assert!(status.is_server_error(), "a put is answered {status}");
+                        tokio::time::sleep(REFUSAL_PAUSE).await;
                     }
                 }
             });

@@ -9,6 +9,7 @@ use cairn_common::format::path::{Object, ObjectKind};
 use cairn_common::store::metrics::Operation;
 use cairn_common::store::object::{Bucket, StoreSettings, Variables};
 use cairn_common::store::probe::{Verdict, probe};
+use cairn_common::store::wal::{Appended, Wal};
 use cairn_common::types::WalId;
 use harness::fake_s3::{BUCKET, Conditions, FakeS3, Fault, Rates, Rule, Verb};
 use harness::moto::Moto;
@@ -164,6 +165,30 @@ async fn creates_tell_no_more_than_is_certain() {
         let again = bucket.create(&object, "again".into()).await;
         let want = if row.there.1 { Told::Conflict } else { Told::Done };
         assert_eq!(told(&again), want, "{:?} again", row.fault);
+    }
+}
+
+#[tokio::test]
+async fn an_append_is_proven_by_the_store_and_not_by_what_can_be_read() {
+    let fake = FakeS3::start_anywhere(1).await;
+    let bucket = open(&fake.variables(), "db", impatient());
+    let wal = Wal::new(bucket.clone(), Uuid::nil());
+    let requests = |operation| {
+        let rows = bucket.metrics().snapshot().rows;
+        rows.iter().find(|row| row.operation == operation).map_or(0, |row| row.requests)
+    };
+    for (id, row) in (1..).zip(matrix()) {
+        let id = WalId(id);
+        fake.faults().next_put(&format!("db/{}", Object::Wal(id)), row.fault.clone());
+        let before = [Operation::Create, Operation::Get].map(requests);
+        let appended = wal.append(id, &"mine".into()).await;
+        assert!(matches!(appended, Ok(Appended::Proven)), "{:?}", row.fault);
+        assert_eq!(bucket.get(&Object::Wal(id)).await.unwrap(), "mine", "{:?}", row.fault);
+        if row.told == Told::Indeterminate && row.there.0 {
+            // What was in doubt was sent again, and read only once the store had said "exists".
+            let after = [Operation::Create, Operation::Get].map(requests);
+            assert_eq!([after[0] - before[0], after[1] - before[1]], [2, 2], "{:?}", row.fault);
+        }
     }
 }
 

@@ -334,7 +334,10 @@ impl Bucket {
     pub async fn put(&self, object: &Object, bytes: Bytes) -> Result<()> {
         if bytes.len() > self.settings().part_bytes {
             let mut upload = self.upload(object);
-            upload.write(bytes).await?;
+            if let Err(error) = upload.write(bytes).await {
+                upload.abort().await;
+                return Err(error);
+            }
             return upload.finish().await;
         }
         self.put_whole(object, bytes).await

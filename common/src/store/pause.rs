@@ -1,4 +1,4 @@
-//! The pause between tries of a claim or a commit.
+//! The pause between tries of what is never given up: an append, a claim, a commit.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ impl Pause {
     }
 
     pub(super) async fn wait(&mut self, env: &Env, error: &Error) {
-        tracing::warn!(%error, "the store did not take a commit; trying again");
+        tracing::warn!(%error, "the store did not take a write; trying again");
         tokio::time::sleep(self.next.mul_f64(0.5 + env.random.unit())).await;
         self.next = (self.next * 2).min(PAUSE_MAX);
     }

@@ -68,7 +68,7 @@ impl Upload {
         Ok(())
     }
 
-    /// Sends what is left and makes the object appear.
+    /// Sends what is left and makes the object appear. Aborts where a part cannot be sent.
     ///
     /// # Errors
     /// `Unavailable`: there is no object; `Indeterminate`: there may be one.
@@ -77,9 +77,9 @@ impl Upload {
         if self.multipart.is_none() {
             return self.bucket.put_whole(&self.object, rest).await;
         }
-        self.send_part(rest).await?;
-        while let Some(done) = self.in_flight.next().await {
-            done.map_err(|failed| failed.error)?;
+        if let Err(error) = self.send_last(rest).await {
+            self.abort().await;
+            return Err(error);
         }
         let Some(mut multipart) = self.multipart.take() else { return Err(Error::Closed) };
         let call = Call::new(Operation::Put, &self.object);
@@ -98,6 +98,15 @@ impl Upload {
                 tracing::debug!(error = %failed.error, "parts are left to the lifecycle rule");
             }
         }
+    }
+
+    /// Sends the last part and waits for all of them.
+    async fn send_last(&mut self, part: Bytes) -> Result<()> {
+        self.send_part(part).await?;
+        while let Some(done) = self.in_flight.next().await {
+            done.map_err(|failed| failed.error)?;
+        }
+        Ok(())
     }
 
     async fn send_part(&mut self, part: Bytes) -> Result<()> {

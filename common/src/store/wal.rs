@@ -1,22 +1,24 @@
 //! WAL objects in the bucket: reading one, and appending one until its fate is known.
 //!
 //! **Invariants**
-//! - A name holds one object for ever, so bytes equal to ours at our id are ours: every ambiguous
-//!   answer is settled by reading back, never by "exists" alone and never by the next id.
-//! - A retry sends the same bytes at the same id.
-
-use std::time::Duration;
+//! - A retry sends the same bytes at the same id, and an ambiguous answer is settled by one: never
+//!   by the next id, and never by reading back alone, since a directory shows a file before its
+//!   name is durable.
+//! - A name holds one object for ever, so bytes equal to ours at our id are ours once the store has
+//!   said "exists".
 
 use bytes::Bytes;
 
 use super::object::Bucket;
+use super::pause::Pause;
 use crate::error::{Error, Result};
 use crate::format::path::Object;
 use crate::format::wal::WalObject;
 use crate::types::{DatabaseId, WalId};
 
-/// Pause before an append is tried again after the bucket's own retries gave up.
-const RETRY_PAUSE: Duration = Duration::from_millis(100);
+/// Smaller objects are copied out of the buffer in which they came over the network: their batches
+/// stay in memtables for long, and would keep all of it.
+const UNPINNED_BYTES_MAX: usize = 512 << 10;
 
 /// The WAL of one database.
 #[derive(Clone, Debug)]
@@ -48,6 +50,9 @@ impl Wal {
     /// `Unavailable`, `Indeterminate`; `Corrupt`.
     pub async fn get(&self, id: WalId) -> Result<Option<WalObject>> {
         match self.bucket.get(&Object::Wal(id)).await {
+            Ok(bytes) if bytes.len() < UNPINNED_BYTES_MAX => {
+                self.parse(id, Bytes::copy_from_slice(&bytes)).map(Some)
+            }
             Ok(bytes) => self.parse(id, bytes).map(Some),
             Err(Error::NotFound(_)) => Ok(None),
             Err(error) => Err(error),
@@ -57,34 +62,27 @@ impl Wal {
     /// Puts `bytes` at `id` and returns once it is certain what stands there. Tries for as long as
     /// the store is unavailable: the caller bounds it by dropping the future.
     ///
-    /// Costs one PUT; one GET more for every ambiguous answer. Dropped halfway, the bytes may land
-    /// later.
+    /// Costs one PUT; one more for every ambiguous answer, and a GET where the object exists then.
+    /// Dropped halfway, the bytes may land later.
     ///
     /// # Errors
     /// `Corrupt`: what stands there is no WAL object. `Invalid`: the store refuses for good.
     pub async fn append(&self, id: WalId, bytes: &Bytes) -> Result<Appended> {
         let object = Object::Wal(id);
+        let mut pause = Pause::new();
         loop {
-            match self.bucket.create(&object, bytes.clone()).await {
+            let met = match self.bucket.create(&object, bytes.clone()).await {
                 Ok(()) => return Ok(Appended::Proven),
-                Err(Error::Conflict(_) | Error::Indeterminate(_)) => {}
-                Err(error @ Error::Unavailable(_)) => {
-                    tracing::warn!(%error, wal = %id, "the store refuses WAL writes; trying again");
-                    tokio::time::sleep(RETRY_PAUSE).await;
-                    continue;
-                }
-                Err(error) => return Err(error),
-            }
-            match self.bucket.get(&object).await {
+                Err(Error::Conflict(_)) => self.bucket.get(&object).await,
+                Err(error) => Err(error),
+            };
+            match met {
                 Ok(found) if found == *bytes => return Ok(Appended::Proven),
                 Ok(found) => return self.parse(id, found).map(Appended::Taken),
-                // SUBTLE: absent after an ambiguous answer: either ours never landed, or it has
-                // not landed yet. Both are settled by the same bytes at the same id.
-                Err(Error::NotFound(_)) => {}
-                Err(error @ (Error::Unavailable(_) | Error::Indeterminate(_))) => {
-                    tracing::warn!(%error, wal = %id, "a WAL object cannot be read back; again");
-                    tokio::time::sleep(RETRY_PAUSE).await;
-                }
+                // SUBTLE: absent though it exists: another create is in progress, maybe our own.
+                Err(
+                    error @ (Error::NotFound(_) | Error::Unavailable(_) | Error::Indeterminate(_)),
+                ) => pause.wait(self.bucket.env(), &error).await,
                 Err(error) => return Err(error),
             }
         }

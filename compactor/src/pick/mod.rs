@@ -150,17 +150,21 @@ pub fn pick_runs(tree: &Tree, busy: &BTreeSet<Uuid>, config: &PickConfig) -> Opt
         .or_else(|| picker.expiry())
 }
 
-/// The job that makes one run of everything; `None` where nothing would come of it.
+/// The next job on the way to one run of everything; `None` where nothing more would come of it.
 ///
-/// Must wait until nothing is busy: the caller sees to that.
-pub fn pick_full(tree: &Tree) -> Option<Job> {
-    let is_done = tree.l0.is_empty()
-        && match tree.runs.as_slice() {
-            [] => true,
-            [only] => only.tombstones == 0 && only.operands == 0 && only.expired_bytes == 0,
-            _ => false,
-        };
-    (!is_done).then(|| Job::new(Reason::Full, &tree.l0, &tree.runs))
+/// L0 goes first and alone, until the caller says that it has been merged: a job over all runs can
+/// take hours, and L0 has to be emptied meanwhile. Must wait until nothing is busy: the caller sees
+/// to that.
+pub fn pick_full(tree: &Tree, l0_is_merged: bool) -> Option<Job> {
+    match (l0_is_merged || tree.l0.is_empty(), tree.runs.as_slice()) {
+        (false, []) => Some(Job::new(Reason::Full, &tree.l0, &[])),
+        (false, _) => Some(Job::new(Reason::L0, &tree.l0, &[])),
+        (true, []) => None,
+        (true, [only]) if only.tombstones == 0 && only.operands == 0 && only.expired_bytes == 0 => {
+            None
+        }
+        (true, runs) => Some(Job::new(Reason::Full, &[], runs)),
+    }
 }
 
 struct Picker<'a> {

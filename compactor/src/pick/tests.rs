@@ -8,6 +8,7 @@
 //! run NAME …                            newest first, as in the tree
 //! set l0_count=2                        config for this case
 //! full                                  what a full compaction would take
+//! full_runs                             the same, once L0 has been merged
 //! play                                  run the jobs until none is picked; sizes add up
 //! ```
 
@@ -33,7 +34,7 @@ struct Case {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Ask {
     One,
-    Full,
+    Full { l0_is_merged: bool },
     Play,
 }
 
@@ -59,7 +60,8 @@ impl Case {
                 "l0" => case.source(words).map_or((), |stat| case.tree.l0.push(stat)),
                 "run" => case.source(words).map_or((), |stat| case.tree.runs.push(stat)),
                 "set" => words.for_each(|word| case.set(word)),
-                "full" => case.ask = Ask::Full,
+                "full" => case.ask = Ask::Full { l0_is_merged: false },
+                "full_runs" => case.ask = Ask::Full { l0_is_merged: true },
                 "play" => case.ask = Ask::Play,
                 other => panic!("what is {other}?"),
             }
@@ -121,7 +123,9 @@ impl Case {
     fn answer(mut self) -> String {
         match self.ask {
             Ask::One => self.describe(pick(&self.tree, &self.busy, &self.config).as_ref()),
-            Ask::Full => self.describe(pick_full(&self.tree).as_ref()),
+            Ask::Full { l0_is_merged } => {
+                self.describe(pick_full(&self.tree, l0_is_merged).as_ref())
+            }
             Ask::Play => self.play(),
         }
     }
