@@ -168,6 +168,7 @@ impl Life {
         let mut scheduling = std::pin::pin!(scheduler.run());
         let ended = loop {
             tokio::select! {
+                biased;
                 ended = &mut scheduling => break ended,
                 Some(ended) = collection.join_next() => match ended {
                     Ok(Ok(())) => {}

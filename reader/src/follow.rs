@@ -105,6 +105,7 @@ impl Tail {
         loop {
             watch.ensure();
             let reach = tokio::select! {
+                biased;
                 () = stop.cancelled() => return Ok(()),
                 looked = self.look() => looked,
             };
@@ -127,6 +128,7 @@ impl Tail {
             let interval = self.config.poll_interval.0;
             let interval = if self.sights.is_awaited() { interval / EAGER } else { interval };
             tokio::select! {
+                biased;
                 () = stop.cancelled() => return Ok(()),
                 () = tokio::time::sleep(interval.max(pause)) => {}
                 () = async {

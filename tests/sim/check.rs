@@ -29,7 +29,7 @@ pub(crate) fn check(history: &History, last: &[(Bytes, Entry)]) -> Vec<String> {
     truth.check_last(last, &mut wrong);
     truth.check_told(history, &mut wrong);
     check_seqs_are_unique(history, &mut wrong);
-    check_real_time(history, &mut wrong);
+    truth.check_real_time(history, &mut wrong);
     for read in &history.reads {
         truth.check_read(read, &mut wrong);
     }
@@ -179,6 +179,52 @@ impl Truth {
             wrong.push(format!("{key:?} is there, and nobody wrote it"));
         }
     }
+
+    /// What begins after an acknowledgement comes after it: later writes, and reads at the writer;
+    /// reads elsewhere as far as the reader vouches for its freshness.
+    fn check_real_time(&self, history: &History, wrong: &mut Vec<String>) {
+        let mut acknowledged: BTreeMap<Tick, Seq> = BTreeMap::new();
+        let told = history.batches.values().filter_map(|batch| match batch.told {
+            Told::Durable(seq) => Some((batch.ended, seq)),
+            _ => None,
+        });
+        let mut highest = Seq::ZERO;
+        for (tick, seq) in told.collect::<BTreeMap<_, _>>() {
+            highest = highest.max(seq);
+            acknowledged.insert(tick, highest);
+        }
+        let before = |tick: Tick| {
+            acknowledged.range(..tick).next_back().map_or(Seq::ZERO, |(_, highest)| *highest)
+        };
+        for (id, batch) in &history.batches {
+            // A writer that nobody has told yet that it is fenced still takes batches into memory. They
+            // are lost, which is all that their seq does not promise.
+            let seq = match batch.told {
+                Told::Durable(seq) => seq,
+                Told::Memory(seq) if self.order.contains_key(&seq) => seq,
+                _ => continue,
+            };
+            let highest = before(batch.began);
+            if seq <= highest {
+                wrong.push(format!(
+                    "batch {id} is at {seq}, though {highest} was acknowledged before"
+                ));
+            }
+        }
+        for read in &history.reads {
+            let known = match read.place {
+                Place::Writer => Some(read.began),
+                Place::Reader(_) => read.fresh_as_of,
+            };
+            if let Some(known) = known
+                && read.seq < before(known)
+            {
+                let (place, seq, highest) = (&read.place, read.seq, before(known));
+                wrong
+                    .push(format!("{place:?} answered at {seq}, after {highest} was acknowledged"));
+            }
+        }
+    }
 }
 
 /// What a change makes of a key.
@@ -203,44 +249,6 @@ fn check_seqs_are_unique(history: &History, wrong: &mut Vec<String>) {
             && let Some(other) = owners.insert(seq, id)
         {
             wrong.push(format!("batches {other} and {id} were both told {seq}"));
-        }
-    }
-}
-
-/// What begins after an acknowledgement comes after it: later writes, and reads at the writer;
-/// reads elsewhere as far as the reader vouches for its freshness.
-fn check_real_time(history: &History, wrong: &mut Vec<String>) {
-    let mut acknowledged: BTreeMap<Tick, Seq> = BTreeMap::new();
-    let told = history.batches.values().filter_map(|batch| match batch.told {
-        Told::Durable(seq) => Some((batch.ended, seq)),
-        _ => None,
-    });
-    let mut highest = Seq::ZERO;
-    for (tick, seq) in told.collect::<BTreeMap<_, _>>() {
-        highest = highest.max(seq);
-        acknowledged.insert(tick, highest);
-    }
-    let before = |tick: Tick| {
-        acknowledged.range(..tick).next_back().map_or(Seq::ZERO, |(_, highest)| *highest)
-    };
-    for (id, batch) in &history.batches {
-        if let Told::Durable(seq) | Told::Memory(seq) = batch.told
-            && seq <= before(batch.began)
-        {
-            let highest = before(batch.began);
-            wrong.push(format!("batch {id} is at {seq}, though {highest} was acknowledged before"));
-        }
-    }
-    for read in &history.reads {
-        let known = match read.place {
-            Place::Writer => Some(read.began),
-            Place::Reader(_) => read.fresh_as_of,
-        };
-        if let Some(known) = known
-            && read.seq < before(known)
-        {
-            let (place, seq, highest) = (&read.place, read.seq, before(known));
-            wrong.push(format!("{place:?} answered at {seq}, after {highest} was acknowledged"));
         }
     }
 }

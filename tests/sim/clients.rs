@@ -12,6 +12,7 @@ use cairn_common::read::view::View;
 use cairn_common::types::{Direction, KeyRange, MergeOp, Op, Payload, Seq};
 use cairn_writer::condition::Condition;
 use cairn_writer::service::{Durability, Unwritten, Write, Writer};
+use harness::faulty::Link;
 use rand::Rng;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -24,7 +25,7 @@ const HOT_KEYS: u64 = 24;
 /// Counters, which are only added to and deleted.
 const COUNTERS: u64 = 4;
 /// What a client waits for an answer.
-const PATIENCE: Duration = Duration::from_secs(4);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(4);
 
 /// One client.
 #[derive(Debug)]
@@ -38,6 +39,12 @@ impl Client {
     pub(crate) async fn run(self) {
         while !self.stop.is_cancelled() {
             sleep(self.world.span(1, 60)).await;
+            let readers = self.world.readers.all();
+            if !readers.is_empty() && self.world.draw(|rng| rng.random_bool(0.35)) {
+                let chosen = self.world.draw(|rng| rng.random_range(0..readers.len()));
+                self.read_at_reader(&readers[chosen]).await;
+                continue;
+            }
             let serving = self.world.roster.serving();
             if serving.is_empty() {
                 continue;
@@ -65,7 +72,8 @@ impl Client {
         let ops = changes.into_iter().map(|(key, change)| op(id, key, change, wall_ms)).collect();
         let deadline = Deadline::after(PATIENCE).instant();
         let write = Write { ops, condition, durability, deadline };
-        let answer = self.ask(listed, async { Ok(listed.writer.write(write).await) }).await;
+        let write = async { Ok(listed.writer.write(write).await) };
+        let answer = self.ask(&listed.link, &listed.gone, write).await;
         let told = match answer {
             None | Some(Err(Unwritten::Unknown)) => Told::Unknown,
             Some(Ok(seq)) if loose => Told::Memory(seq),
@@ -105,7 +113,7 @@ impl Client {
     async fn flush(&self, listed: &Listed) {
         let writer = &listed.writer;
         let flush = async { Ok(timeout(PATIENCE, writer.flush()).await) };
-        if let Some(Ok(Ok(_))) = self.ask(listed, flush).await {
+        if let Some(Ok(Ok(_))) = self.ask(&listed.link, &listed.gone, flush).await {
             self.world.events.count("flush asked for");
         }
     }
@@ -131,8 +139,8 @@ impl Client {
 
     async fn get(&self, listed: &Listed, keys: Vec<Bytes>) -> Option<Vec<(Bytes, Option<Entry>)>> {
         let began = self.world.ledger.tick();
-        let look = self.ask(listed, async {
-            view_of(&listed.writer, |view, now_ms| {
+        let look = self.ask(&listed.link, &listed.gone, async {
+            self.view_of(&listed.writer, |view, now_ms| {
                 let keys = keys.clone();
                 async move { get(&view, &keys, now_ms).await }
             })
@@ -150,9 +158,9 @@ impl Client {
         prefix: &'static [u8],
     ) -> Option<Vec<(Bytes, Entry)>> {
         let began = self.world.ledger.tick();
-        let look = self.ask(listed, async {
-            view_of(&listed.writer, |view, now_ms| async move { scan(&view, prefix, now_ms).await })
-                .await
+        let look = self.ask(&listed.link, &listed.gone, async {
+            let look = |view: Arc<View>, now_ms| async move { scan(&view, prefix, now_ms).await };
+            self.view_of(&listed.writer, look).await
         });
         let (seq, found) = look.await?;
         self.record(began, seq, Found::Prefix(prefix.into(), found.clone()));
@@ -165,21 +173,48 @@ impl Client {
         self.world.ledger.read(Read { place, began, ended: 0, seq, found, fresh_as_of });
     }
 
+    /// Reads from a view of the writer, from a newer one where an object of it is gone.
+    async fn view_of<T, F, R>(&self, writer: &Writer, look: F) -> Result<(Seq, T), Error>
+    where
+        F: Fn(Arc<View>, u64) -> R,
+        R: Future<Output = Result<T, Error>>,
+    {
+        loop {
+            let view = writer.durable_view().await?;
+            if self.world.draw(|rng| rng.random_bool(0.05)) {
+                // A slow reading: the view grows old meanwhile.
+                sleep(self.world.span(100, 3_000)).await;
+            }
+            match look(Arc::clone(&view), writer.env.clock.wall_ms()).await {
+                Ok(found) => return Ok((view.seq, found)),
+                Err(Error::NotFound(_)) => {
+                    let version = view.tree.manifest.id.version;
+                    let (auditor, events) = (&self.world.auditor, &self.world.events);
+                    auditor.check_missing(version, "the writer", events).await;
+                    events.count("writer refreshes after a vanished object");
+                    writer.newer_tree(&view).await?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
     /// A request to a process: hangs while that is stopped, breaks when it is gone.
-    async fn ask<T>(
+    pub(crate) async fn ask<T>(
         &self,
-        listed: &Listed,
+        link: &Link,
+        gone: &CancellationToken,
         request: impl Future<Output = Result<T, Error>>,
     ) -> Option<T> {
         let asked = async {
-            listed.link.let_on().await;
+            link.let_on().await;
             let answer = request.await;
-            listed.link.let_on().await;
+            link.let_on().await;
             answer
         };
         tokio::select! {
             biased;
-            () = listed.gone.cancelled() => None,
+            () = gone.cancelled() => None,
             answer = timeout(PATIENCE * 3, asked) => match answer {
                 Ok(Ok(answer)) => Some(answer),
                 Ok(Err(Error::Corrupt(failure))) => {
@@ -187,22 +222,6 @@ impl Client {
                 }
                 Ok(Err(_)) | Err(_) => None,
             },
-        }
-    }
-}
-
-/// Reads from a view of the writer, from a newer one where an object of it is gone.
-async fn view_of<T, F, R>(writer: &Writer, look: F) -> Result<(Seq, T), Error>
-where
-    F: Fn(Arc<View>, u64) -> R,
-    R: Future<Output = Result<T, Error>>,
-{
-    loop {
-        let view = writer.durable_view().await?;
-        match look(Arc::clone(&view), writer.env.clock.wall_ms()).await {
-            Ok(found) => return Ok((view.seq, found)),
-            Err(Error::NotFound(_)) => writer.newer_tree(&view).await?,
-            Err(error) => return Err(error),
         }
     }
 }
@@ -232,7 +251,7 @@ pub(crate) async fn scan(
     Ok(rows)
 }
 
-fn hot_key(rng: &mut impl Rng) -> Bytes {
+pub(crate) fn hot_key(rng: &mut impl Rng) -> Bytes {
     format!("k/{:02}", rng.random_range(0..HOT_KEYS)).into()
 }
 

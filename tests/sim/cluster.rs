@@ -5,13 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cairn_common::Result;
+use cairn_common::types::Role;
 use cairn_writer::standby::TakeoverWhen;
 use harness::faulty::Link;
 use rand::Rng;
 use tokio::task::{AbortHandle, Id, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use crate::world::{Machine, World};
+use crate::compactor::CompactorProcess;
+use crate::reader::ReaderProcess;
+use crate::world::{Events, Machine, World};
 use crate::writer::{WriterProcess, foreseen};
 
 /// A place for one process at a time.
@@ -21,19 +24,31 @@ pub(crate) enum Slot {
     Writer(usize),
     /// Takes over at once when it is started.
     Usurper,
+    /// Follows, and answers reads.
+    Reader(usize),
+    /// Merges and collects.
+    Compactor,
+    /// Merges, beside another one: they fence each other.
+    Rival,
+    /// Collects, beside another one.
+    Collector,
 }
 
 impl Slot {
-    fn name(self) -> String {
+    pub(crate) fn name(self) -> String {
         match self {
             Self::Writer(number) => format!("writer-{number}"),
             Self::Usurper => "usurper".to_owned(),
+            Self::Reader(number) => format!("reader-{number}"),
+            Self::Compactor => "compactor".to_owned(),
+            Self::Rival => "rival".to_owned(),
+            Self::Collector => "collector".to_owned(),
         }
     }
 
     /// Whether it is started again when it has ended.
     fn is_kept(self) -> bool {
-        self != Self::Usurper
+        !matches!(self, Self::Usurper | Self::Rival)
     }
 }
 
@@ -43,6 +58,17 @@ struct Running {
     abort: AbortHandle,
     stop: CancellationToken,
     link: Link,
+    stall: Stall,
+}
+
+/// What became of the world while a process was stalled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stall {
+    None,
+    /// Since CURRENT had this version.
+    Since(u64),
+    /// What it took for its own has passed to another, or moved on.
+    Overtaken,
 }
 
 /// Everything that runs.
@@ -66,22 +92,35 @@ impl Cluster {
             return;
         }
         self.due.remove(&slot);
+        self.world.forget_epoch(&slot.name());
         let machine = self.world.machine();
         let link = machine.link.clone();
         let stop = CancellationToken::new();
         let abort = self.launch(slot, machine, stop.clone());
-        self.running.insert(slot, Running { abort, stop, link });
+        self.running.insert(slot, Running { abort, stop, link, stall: Stall::None });
     }
 
     fn launch(&mut self, slot: Slot, machine: Machine, stop: CancellationToken) -> AbortHandle {
-        let (world, gone) = (Arc::clone(&self.world), CancellationToken::new());
-        let url = format!("http://{}", slot.name());
-        let takeover = match slot {
-            Slot::Usurper => TakeoverWhen::Now,
-            Slot::Writer(_) => TakeoverWhen::IfDead,
-        };
-        let process = WriterProcess { world, url, takeover, stop, gone };
-        self.processes.spawn(process.run(machine))
+        let (world, name, gone) = (Arc::clone(&self.world), slot.name(), CancellationToken::new());
+        match slot {
+            Slot::Writer(_) | Slot::Usurper => {
+                let usurps = slot == Slot::Usurper;
+                let takeover = if usurps { TakeoverWhen::Now } else { TakeoverWhen::IfDead };
+                let process = WriterProcess { world, name, takeover, stop, gone };
+                self.processes.spawn(process.run(machine))
+            }
+            Slot::Reader(_) => {
+                self.processes.spawn(ReaderProcess { world, name, stop, gone }.run(machine))
+            }
+            Slot::Compactor | Slot::Rival | Slot::Collector => {
+                let only = match slot {
+                    Slot::Collector => Some("gc"),
+                    Slot::Rival => Some("compact"),
+                    _ => None,
+                };
+                self.processes.spawn(CompactorProcess { world, name, only, stop }.run(machine))
+            }
+        }
     }
 
     /// Takes note of processes that have ended, and starts those whose time has come.
@@ -94,12 +133,39 @@ impl Cluster {
                 Err(_) => {}
             }
         }
+        self.follow_stalls().await;
         let now = self.world.now();
         let due: Vec<_> = self.due.iter().filter(|(_, at)| **at <= now).map(|(s, _)| *s).collect();
         for slot in due {
             self.start(slot);
         }
         tokio::task::yield_now().await;
+    }
+
+    /// Counts those that wake up in a world that has gone on without them.
+    async fn follow_stalls(&mut self) {
+        let Some(snapshot) = self.world.auditor.look(&self.world.events).await else { return };
+        let current = &snapshot.current;
+        for (slot, running) in &mut self.running {
+            let Stall::Since(version) = running.stall else { continue };
+            let is_overtaken = match self.world.epoch_of(&slot.name()) {
+                Some((Role::Writer, epoch)) => epoch < current.writer.epoch,
+                Some((Role::Compactor, epoch)) => epoch < current.compactor.epoch,
+                // Who holds no epoch goes by what it has read.
+                None => {
+                    matches!(slot, Slot::Reader(_) | Slot::Collector if version < current.version)
+                }
+            };
+            if is_overtaken {
+                running.stall = Stall::Overtaken;
+            }
+        }
+        for (slot, running) in &mut self.running {
+            if running.stall != Stall::None && !running.link.is_stalled() {
+                count_wake(*slot, running.stall, &self.world.events);
+                running.stall = Stall::None;
+            }
+        }
     }
 
     fn note_end(&mut self, id: Id, outcome: Result<()>) {
@@ -111,7 +177,9 @@ impl Cluster {
             self.world.events.count("fenced");
         }
         let Some(slot) = slot else { return };
-        self.running.remove(&slot);
+        if let Some(running) = self.running.remove(&slot) {
+            count_wake(slot, running.stall, &self.world.events);
+        }
         self.start_later(slot);
     }
 
@@ -139,9 +207,11 @@ impl Cluster {
     }
 
     /// Stops the network of a process, for a while.
-    pub(crate) fn stall(&mut self, slot: Slot, length: Duration) {
-        if let Some(running) = self.running.get(&slot) {
+    pub(crate) async fn stall(&mut self, slot: Slot, length: Duration) {
+        let snapshot = self.world.auditor.look(&self.world.events).await;
+        if let Some(running) = self.running.get_mut(&slot) {
             running.link.stall(length);
+            running.stall = Stall::Since(snapshot.map_or(0, |known| known.current.version));
             self.world.events.count("stall");
         }
     }
@@ -174,5 +244,16 @@ impl Cluster {
         }
         self.running.clear();
         self.due.clear();
+    }
+}
+
+fn count_wake(slot: Slot, stall: Stall, events: &Events) {
+    if stall == Stall::Overtaken {
+        events.count(match slot {
+            Slot::Writer(_) | Slot::Usurper => "zombie writer wakes",
+            Slot::Compactor | Slot::Rival => "zombie compactor wakes",
+            Slot::Collector => "zombie collector wakes",
+            Slot::Reader(_) => "reader wakes with an old view",
+        });
     }
 }

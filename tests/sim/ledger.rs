@@ -164,6 +164,16 @@ impl Ledger {
         history.batches.values().filter(|batch| matches!(batch.told, Told::Durable(_))).count()
     }
 
+    /// The highest seq that was acknowledged as durable.
+    pub(crate) fn newest_durable(&self) -> Option<Seq> {
+        let history = self.history();
+        let durable = history.batches.values().filter_map(|batch| match batch.told {
+            Told::Durable(seq) => Some(seq),
+            _ => None,
+        });
+        durable.max()
+    }
+
     fn history(&self) -> MutexGuard<'_, History> {
         self.history.lock().expect("no panic holds this lock")
     }

@@ -3,11 +3,15 @@
 //! story again.
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 
+mod audit;
 mod check;
 mod clients;
 mod cluster;
 mod compaction;
+mod compactor;
 mod ledger;
+mod reader;
+mod reading;
 mod story;
 mod world;
 mod writer;
@@ -19,25 +23,45 @@ use std::thread;
 
 use crate::story::Report;
 
-/// Seeds of one run, unless `CAIRN_SIM_SEEDS` says otherwise.
-const SEEDS: u64 = 64;
+/// Seeds of one run, unless `CAIRN_SIM_SEEDS` says otherwise: about 15 seconds of one core.
+const SEEDS: u64 = 112;
 
-/// What must have been seen in a run of at least [`SEEDS`] seeds: else it has not tried enough.
-const EXPECTED: &[&str] = &[
-    "crash",
-    "fenced",
-    "flush asked for",
-    "read at the writer",
-    "stall",
-    "standby waits",
-    "takeover",
-    "takeover of a closed writer",
-    "write durable",
-    "write in memory",
-    "write not applied",
-    "write refused by its condition",
-    "write unknown",
-    "writer closed",
+/// How often each must have been seen in a run of at least [`SEEDS`] seeds: else it has not tried
+/// enough. About a third of what is usual.
+const FLOORS: &[(&str, u64)] = &[
+    ("crash", 400),
+    ("fenced", 300),
+    ("flush", 350),
+    ("flush asked for", 150),
+    ("merge", 250),
+    ("read at a reader", 15_000),
+    ("read at the writer", 7_000),
+    ("reader answers not_yet", 500),
+    ("reader answers too_stale", 100),
+    ("reader refreshes after a vanished object", 80),
+    ("reader wakes with an old view", 30),
+    ("stall", 500),
+    ("standby waits", 5_000),
+    ("store: Deleted(Manifest)", 1_000),
+    ("store: Deleted(Run)", 250),
+    ("store: Deleted(Sst)", 800),
+    ("store: Deleted(Wal)", 8_000),
+    ("store: Duplicated", 100),
+    ("store: LandedInVain", 50),
+    ("store: LandedLate", 150),
+    ("store: ResponseLost", 1_000),
+    ("takeover", 250),
+    ("takeover of a closed writer", 15),
+    ("write durable", 10_000),
+    ("write in memory", 1_000),
+    ("write not applied", 10),
+    ("write refused by its condition", 400),
+    ("write unknown", 200),
+    ("writer closed", 10),
+    ("writer refreshes after a vanished object", 40),
+    ("zombie collector wakes", 20),
+    ("zombie compactor wakes", 30),
+    ("zombie writer wakes", 30),
 ];
 
 #[test]
@@ -68,14 +92,15 @@ fn every_promise_holds_on_every_seed() {
     assert!(failed.is_empty(), "failed seeds: {failed:?}; see CAIRN_SIM_FROM and CAIRN_SIM_SEEDS");
     let events = events.into_inner().unwrap();
     eprintln_events(&events);
-    let unseen: Vec<_> = EXPECTED.iter().filter(|event| !events.contains_key(**event)).collect();
-    assert!(seeds < SEEDS || unseen.is_empty(), "never seen: {unseen:?}");
+    let count = |event: &str| events.get(event).copied().unwrap_or(0);
+    let rare: Vec<_> = FLOORS.iter().filter(|(event, floor)| count(event) < *floor).collect();
+    assert!(seeds < SEEDS || rare.is_empty(), "seen less often than this: {rare:?}");
 }
 
 #[test]
 fn a_seed_tells_the_same_story_twice() {
-    for seed in [1, 2, 3] {
-        assert_eq!(simulate(seed).fingerprint, simulate(seed).fingerprint, "seed {seed}");
+    for seed in 1..=5 {
+        assert_eq!(simulate(seed), simulate(seed), "seed {seed}");
     }
 }
 

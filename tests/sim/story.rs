@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use cairn_common::types::Seq;
 use harness::faulty::Faults;
 use rand::Rng;
@@ -15,19 +16,27 @@ use tokio_util::sync::CancellationToken;
 use crate::check::check;
 use crate::clients::Client;
 use crate::cluster::{Cluster, Slot};
+use crate::ledger::Entry;
+use crate::reading::Question;
 use crate::world::World;
 
 /// How long everything goes wrong.
 const SAFETY_PHASE: Duration = Duration::from_secs(45);
 /// How long it may take until everything works again.
 const RECOVERY_MAX: Duration = Duration::from_mins(1);
+/// How long the last compactor and collector have: several times every interval and retention.
+const TIDYING: Duration = Duration::from_secs(30);
 /// How many write and read at a time.
-const CLIENTS: usize = 5;
+const CLIENTS: usize = 6;
 /// Writers that stand by for each other.
 const WRITERS: usize = 2;
+/// Readers.
+const READERS: usize = 2;
+/// A reader that begins when everything else is over.
+const LATE_READER: usize = 9;
 
 /// What happened in the world of one seed.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Report {
     pub(crate) events: BTreeMap<String, u64>,
     pub(crate) fingerprint: u64,
@@ -43,11 +52,16 @@ pub(crate) async fn tell(seed: u64) -> Report {
         clients.spawn(client(&world, &stop).run());
     }
     (0..WRITERS).for_each(|number| cluster.start(Slot::Writer(number)));
+    (0..READERS).for_each(|number| cluster.start(Slot::Reader(number)));
+    [Slot::Compactor, Slot::Collector].into_iter().for_each(|slot| cluster.start(slot));
     wreak_havoc(&world, &mut cluster).await;
     recover(&world, &mut cluster).await;
     stop.cancel();
     while let Some(ended) = clients.join_next().await {
         ended.expect("a client has failed");
+    }
+    for number in 0..READERS {
+        read_everything(&world, &mut cluster, Slot::Reader(number)).await;
     }
     reckon(&world, &mut cluster).await;
     for (event, count) in world.store.counts() {
@@ -65,15 +79,19 @@ async fn wreak_havoc(world: &Arc<World>, cluster: &mut Cluster) {
     while world.now() < SAFETY_PHASE {
         cluster.tend().await;
         match world.draw(|rng| rng.random_range(0..100)) {
-            0..4 => cluster.any().into_iter().for_each(|slot| cluster.crash(slot)),
-            4..8 => {
-                let length = world.span(300, 7_000);
-                cluster.any().into_iter().for_each(|slot| cluster.stall(slot, length));
+            0..5 => cluster.any().into_iter().for_each(|slot| cluster.crash(slot)),
+            5..11 => {
+                let length = world.span(300, 9_000);
+                if let Some(slot) = cluster.any() {
+                    cluster.stall(slot, length).await;
+                }
             }
-            8..10 => cluster.any().into_iter().for_each(|slot| cluster.stop(slot)),
-            10..13 => cluster.start(Slot::Usurper),
-            13..20 => world.store.set_faults(Faults::rough()),
-            20..24 => world.store.set_faults(Faults::quiet()),
+            11..13 => cluster.any().into_iter().for_each(|slot| cluster.stop(slot)),
+            13..15 => cluster.start(Slot::Usurper),
+            15..17 => cluster.start(Slot::Rival),
+            17..23 => world.store.set_faults(Faults::rough()),
+            23..28 => world.store.set_faults(Faults::quiet()),
+            28..40 => drop(world.auditor.check_tree(&world.events).await),
             _ => {}
         }
         sleep(world.span(20, 300)).await;
@@ -107,11 +125,30 @@ async fn recover(world: &Arc<World>, cluster: &mut Cluster) {
     }
 }
 
-/// Reads the last state from a writer that has nothing but the bucket, and checks every answer
-/// that was ever given against it.
-async fn reckon(world: &Arc<World>, cluster: &mut Cluster) {
-    cluster.shut_down().await;
-    cluster.start(Slot::Usurper);
+/// A reader tells everything, with all that was ever acknowledged; the check comes with that of all
+/// other reads.
+async fn read_everything(world: &Arc<World>, cluster: &mut Cluster, slot: Slot) {
+    let client = client(world, &CancellationToken::new());
+    let newest = world.ledger.newest_durable();
+    let read = async {
+        loop {
+            cluster.tend().await;
+            cluster.heal();
+            if let Some(shown) = world.readers.look_up(&slot.name()) {
+                let everything = Question::Prefix(b"");
+                if client.question_reader(&shown, everything, newest).await.is_some() {
+                    return;
+                }
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let read = timeout(RECOVERY_MAX, read).await;
+    assert!(read.is_ok(), "{} has not caught up within {RECOVERY_MAX:?} of calm", slot.name());
+}
+
+/// The same at whoever writes.
+async fn last_state(world: &Arc<World>, cluster: &mut Cluster) -> Vec<(Bytes, Entry)> {
     let client = client(world, &CancellationToken::new());
     let read = async {
         loop {
@@ -124,8 +161,27 @@ async fn reckon(world: &Arc<World>, cluster: &mut Cluster) {
             sleep(Duration::from_millis(100)).await;
         }
     };
-    let last = timeout(RECOVERY_MAX, read).await;
-    let last = last.expect("the bucket can be opened again");
+    timeout(RECOVERY_MAX, read).await.expect("the bucket can be opened again")
+}
+
+/// Reads the last state from a writer that has nothing but the bucket, checks every answer that
+/// was ever given against it, and what is left once the last compactor and collector are done.
+async fn reckon(world: &Arc<World>, cluster: &mut Cluster) {
+    cluster.shut_down().await;
+    cluster.start(Slot::Usurper);
+    let found = last_state(world, cluster).await;
+    [Slot::Compactor, Slot::Collector].into_iter().for_each(|slot| cluster.start(slot));
+    let tidy_at = world.now() + TIDYING;
+    while world.now() < tidy_at {
+        cluster.tend().await;
+        sleep(Duration::from_millis(250)).await;
+    }
+    cluster.start(Slot::Reader(LATE_READER));
+    read_everything(world, cluster, Slot::Reader(LATE_READER)).await;
+    let last = last_state(world, cluster).await;
+    cluster.shut_down().await;
+    assert!(found == last, "compaction has changed what is there");
+    world.auditor.check_collected(&world.events).await;
     let history = world.ledger.snapshot();
     let wrong = check(&history, &last);
     let shown: Vec<_> = wrong.iter().take(20).cloned().collect();

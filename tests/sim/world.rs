@@ -1,25 +1,26 @@
 //! One simulated world: a bucket, its network, the processes that run, and what is known of them.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use cairn_common::clock::{Clock, TokioClock};
 use cairn_common::env::{Cpu, Env, SeededRandom};
 use cairn_common::store::object::{Bucket, StoreSettings};
-use cairn_common::types::Epoch;
+use cairn_common::types::{Epoch, Role};
+use cairn_reader::node::ReaderNode;
 use cairn_writer::service::Writer;
-use harness::faulty::{FaultyStore, Link};
+use harness::faulty::{FaultyStore, Link, WALL_ORIGIN_MS};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio_util::sync::CancellationToken;
 
+use crate::audit::Auditor;
 use crate::ledger::Ledger;
 
-/// Wall time at which every world begins.
-const WALL_ORIGIN_MS: u64 = 1_750_000_000_000;
 /// Rates of two clocks differ by less than the protocol allows, about 9 %.
-const RATE_ERROR_MAX: f64 = 0.04;
+pub(crate) const RATE_ERROR_MAX: f64 = 0.04;
 /// Wall clocks differ by up to so much.
 const WALL_ERROR_MAX_MS: u64 = 5_000;
 
@@ -29,7 +30,11 @@ pub(crate) struct World {
     pub(crate) store: FaultyStore,
     pub(crate) ledger: Ledger,
     pub(crate) events: Events,
-    pub(crate) roster: Roster,
+    pub(crate) roster: Roster<Listed>,
+    pub(crate) readers: Roster<Shown>,
+    pub(crate) auditor: Auditor,
+    epochs: Mutex<BTreeMap<String, (Role, Epoch)>>,
+    lives: AtomicU64,
     clock: TokioClock,
     rng: Mutex<StdRng>,
 }
@@ -44,11 +49,16 @@ pub(crate) struct Machine {
 
 impl World {
     pub(crate) fn new(seed: u64) -> Arc<Self> {
+        let store = FaultyStore::new(seed);
         Arc::new(Self {
-            store: FaultyStore::new(seed),
+            auditor: Auditor::new(&store),
+            store,
             ledger: Ledger::default(),
             events: Events::default(),
             roster: Roster::default(),
+            readers: Roster::default(),
+            epochs: Mutex::default(),
+            lives: AtomicU64::new(0),
             clock: TokioClock::starting_at(WALL_ORIGIN_MS),
             rng: Mutex::new(StdRng::seed_from_u64(seed ^ 0x5eed)),
         })
@@ -66,14 +76,39 @@ impl World {
         });
         let random = SeededRandom::new(self.draw(Rng::random));
         let env = Env { clock: Arc::new(clock), random: Arc::new(random), cpu: Cpu::Inline };
+        // SUBTLE: who is patient wakes from a stall in the middle of what it did, with what it had
+        // read before; who is not has given up, and begins anew.
+        let patience = self.draw(|rng| if rng.random_bool(0.4) { 12 } else { 2 });
         let settings = StoreSettings {
-            attempt_timeout: Duration::from_secs(2),
-            deadline: Duration::from_secs(8),
+            attempt_timeout: Duration::from_secs(patience),
+            deadline: Duration::from_secs(8 + patience),
+            part_bytes: 16 << 10,
             ..StoreSettings::default()
         };
         let store = Arc::new(link.clone());
         let bucket = Bucket::new(store, "db", settings, env.clone()).unwrap();
         Machine { link, env, bucket }
+    }
+
+    /// Notes under which epoch a process lives.
+    pub(crate) fn enter_epoch(&self, name: &str, role: Role, epoch: Epoch) {
+        let mut epochs = self.epochs.lock().expect("no panic holds this lock");
+        epochs.insert(name.to_owned(), (role, epoch));
+    }
+
+    /// A process of this name begins anew, without an epoch.
+    pub(crate) fn forget_epoch(&self, name: &str) {
+        self.epochs.lock().expect("no panic holds this lock").remove(name);
+    }
+
+    /// The role and epoch that the process of this name had last.
+    pub(crate) fn epoch_of(&self, name: &str) -> Option<(Role, Epoch)> {
+        self.epochs.lock().expect("no panic holds this lock").get(name).copied()
+    }
+
+    /// A number that tells lives of one process apart.
+    pub(crate) fn next_life(&self) -> u64 {
+        self.lives.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Time since the world began.
@@ -150,32 +185,59 @@ pub(crate) enum Phase {
     Leaving,
 }
 
-/// Who answers at which address.
-#[derive(Debug, Default)]
-pub(crate) struct Roster {
-    writers: Mutex<BTreeMap<String, Listed>>,
+/// A reader as its clients know it.
+#[derive(Clone, Debug)]
+pub(crate) struct Shown {
+    /// Tells this life from others of the same process.
+    pub(crate) life: String,
+    /// Who waits for a view. SUBTLE: one at a time, since tokio's `watch` wakes several in an order
+    /// that no seed decides, and each goes on with a question of its own.
+    pub(crate) turn: Arc<tokio::sync::Mutex<()>>,
+    pub(crate) node: Arc<ReaderNode>,
+    pub(crate) link: Link,
+    /// Cancelled when the process is gone: its connections break.
+    pub(crate) gone: CancellationToken,
 }
 
-impl Roster {
-    pub(crate) fn enter(&self, url: &str, listed: Listed) {
-        self.writers().insert(url.to_owned(), listed);
+/// Who answers at which address.
+#[derive(Debug)]
+pub(crate) struct Roster<T> {
+    entries: Mutex<BTreeMap<String, T>>,
+}
+
+impl<T> Default for Roster<T> {
+    fn default() -> Self {
+        Self { entries: Mutex::default() }
+    }
+}
+
+impl<T: Clone> Roster<T> {
+    pub(crate) fn enter(&self, address: &str, entry: T) {
+        self.entries().insert(address.to_owned(), entry);
     }
 
-    pub(crate) fn leave(&self, url: &str) {
-        self.writers().remove(url);
+    pub(crate) fn leave(&self, address: &str) {
+        self.entries().remove(address);
     }
 
-    pub(crate) fn look_up(&self, url: &str) -> Option<Listed> {
-        self.writers().get(url).cloned()
+    pub(crate) fn look_up(&self, address: &str) -> Option<T> {
+        self.entries().get(address).cloned()
     }
 
+    /// Everybody, in the order of addresses.
+    pub(crate) fn all(&self) -> Vec<T> {
+        self.entries().values().cloned().collect()
+    }
+
+    fn entries(&self) -> MutexGuard<'_, BTreeMap<String, T>> {
+        self.entries.lock().expect("no panic holds this lock")
+    }
+}
+
+impl Roster<Listed> {
     /// Everybody who says that it serves, in the order of addresses.
     pub(crate) fn serving(&self) -> Vec<Listed> {
-        let writers = self.writers();
-        writers.values().filter(|listed| listed.phase == Phase::Serving).cloned().collect()
-    }
-
-    fn writers(&self) -> MutexGuard<'_, BTreeMap<String, Listed>> {
-        self.writers.lock().expect("no panic holds this lock")
+        let all = self.all().into_iter();
+        all.filter(|listed| listed.phase == Phase::Serving).collect()
     }
 }

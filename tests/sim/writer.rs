@@ -13,6 +13,7 @@ use cairn_common::types::{Epoch, Role};
 use cairn_writer::config::{Config, LogConfig, PROGRAM};
 use cairn_writer::engine::{Engine, Parts};
 use cairn_writer::standby::{self, Answer, Peers, Standby, TakeoverWhen};
+use rand::Rng;
 use tokio_util::sync::CancellationToken;
 
 use crate::world::{Listed, Machine, Phase, World};
@@ -26,7 +27,7 @@ const ASK_TIMEOUT: Duration = Duration::from_millis(300);
 #[derive(Debug)]
 pub(crate) struct WriterProcess {
     pub(crate) world: Arc<World>,
-    pub(crate) url: String,
+    pub(crate) name: String,
     pub(crate) takeover: TakeoverWhen,
     /// Cancelled to stop it gracefully.
     pub(crate) stop: CancellationToken,
@@ -43,13 +44,19 @@ impl WriterProcess {
         outcome
     }
 
+    fn url(&self) -> String {
+        format!("http://{}", self.name)
+    }
+
     async fn live(&self, machine: Machine) -> Result<()> {
         let Machine { link, env, bucket } = machine;
+        // With hardly a cache almost every read asks the store, and meets what was collected.
+        let memory = self.world.draw(|rng| if rng.random_bool(0.5) { 1 << 10 } else { 1 << 20 });
         let parts = Parts {
             env: env.clone(),
             bucket,
-            cache: BlockCache::memory_only(1 << 20),
-            meta: MetaBudget { bytes: 1 << 20 },
+            cache: BlockCache::memory_only(memory),
+            meta: MetaBudget { bytes: u64::try_from(memory).unwrap() },
             sst: SstOptions { block_bytes: 1024, ..SstOptions::default() },
         };
         let manifests = parts.manifests();
@@ -61,10 +68,11 @@ impl WriterProcess {
                 manifests: &manifests,
                 peers: &peers,
                 takeover_after: Duration::from_secs(1),
-                url: Some(self.url.clone()),
+                url: Some(self.url()),
             };
             let waiting = |_: &str| self.world.events.count("standby waits");
             tokio::select! {
+                biased;
                 free = standby.wait(snapshot, waiting) => snapshot = free?,
                 () = self.stop.cancelled() => return Ok(()),
             }
@@ -75,10 +83,11 @@ impl WriterProcess {
             self.world.events.count(kind);
         }
         let uuid = env.random.uuid();
-        let url = Some(self.url.clone());
+        let url = Some(self.url());
         let claim = Claim { role: Role::Writer, uuid, url, lease: LEASE };
         let database = snapshot.current.database;
         let mut engine = Engine::open(&parts, database, &log(), &claim).await?;
+        self.world.enter_epoch(&self.name, Role::Writer, engine.epoch());
         let listed = Listed {
             epoch: engine.epoch(),
             phase: Phase::Holding,
@@ -86,14 +95,15 @@ impl WriterProcess {
             link,
             gone: self.gone.clone(),
         };
-        self.world.roster.enter(&self.url, listed.clone());
+        self.world.roster.enter(&self.url(), listed.clone());
         engine.hold().await?;
-        self.world.roster.enter(&self.url, Listed { phase: Phase::Serving, ..listed.clone() });
+        self.world.roster.enter(&self.url(), Listed { phase: Phase::Serving, ..listed.clone() });
         tokio::select! {
+            biased;
             error = engine.failed() => return Err(error),
             () = self.stop.cancelled() => {}
         }
-        self.world.roster.enter(&self.url, Listed { phase: Phase::Leaving, ..listed });
+        self.world.roster.enter(&self.url(), Listed { phase: Phase::Leaving, ..listed });
         engine.close().await?;
         self.world.events.count("writer closed");
         Ok(())
@@ -108,7 +118,7 @@ struct Leaving<'a> {
 impl Drop for Leaving<'_> {
     fn drop(&mut self) {
         self.process.gone.cancel();
-        self.process.world.roster.leave(&self.process.url);
+        self.process.world.roster.leave(&self.process.url());
     }
 }
 

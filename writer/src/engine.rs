@@ -122,8 +122,9 @@ impl Engine {
         let (leasing, lease_stop) = (Arc::clone(&writer), stop.clone());
         tasks.spawn(async move {
             tokio::select! {
-                ended = lease::keep(&leasing.lease, &leasing.front, &ssts) => ended,
+                biased;
                 () = lease_stop.cancelled() => Ok(()),
+                ended = lease::keep(&leasing.lease, &leasing.front, &ssts) => ended,
             }
         });
         Ok(Self { writer, tasks, drain, stop, hold_until })
@@ -147,11 +148,13 @@ impl Engine {
     pub async fn hold(&mut self) -> Result<()> {
         let left = self.hold_until.saturating_sub(self.writer.env.clock.boot());
         tokio::select! {
-            () = tokio::time::sleep(left) => {}
+            biased;
             ended = self.failed() => return Err(ended),
+            () = tokio::time::sleep(left) => {}
         }
         let writer = Arc::clone(&self.writer);
         tokio::select! {
+            biased;
             lowered = writer.lease.lower() => lowered,
             ended = self.failed() => Err(ended),
         }

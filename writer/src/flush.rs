@@ -121,8 +121,9 @@ pub async fn run(
             }
         }
         tokio::select! {
-            () = front.flushable() => {}
+            biased;
             () = stop.cancelled() => return Ok(()),
+            () = front.flushable() => {}
         }
     }
 }

@@ -90,6 +90,7 @@ impl Collector {
                 }
             }
             tokio::select! {
+                biased;
                 () = cancel.cancelled() => {}
                 () = tokio::time::sleep(interval) => {}
             }

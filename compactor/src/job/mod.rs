@@ -100,8 +100,9 @@ pub async fn run(tools: &Tools, plan: Plan, progress: &Progress, work: &mut Work
                 let mut uploads = Uploads::new(tools.bucket.clone());
                 let merging = merge(tools, (sources, plan.rules), progress, (&mut uploads, work));
                 let merged = tokio::select! {
-                    merged = merging => merged,
+                    biased;
                     () = tools.cancel.cancelled() => Err(merger::cancelled()),
+                    merged = merging => merged,
                 };
                 match merged {
                     Ok(()) => uploads.finish().await?,

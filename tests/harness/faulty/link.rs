@@ -19,7 +19,7 @@ use rand::Rng;
 use tokio::sync::oneshot;
 use tokio::time::sleep;
 
-use super::{Act, Drawn, Event, Fate, Shared, refused, silence, unreached};
+use super::{Act, Drawn, Event, Fate, Shared, kind_of, refused, silence, unreached};
 
 /// Deletions of one call that are under way at a time, as with the real stores.
 const DELETES_AT_ONCE: usize = 10;
@@ -50,12 +50,21 @@ impl Link {
         *self.stalled_until.lock().unwrap_or_else(PoisonError::into_inner) = until;
     }
 
+    /// Whether this process is stalled.
+    pub fn is_stalled(&self) -> bool {
+        !self.stalled_for().is_zero()
+    }
+
+    fn stalled_for(&self) -> Duration {
+        let until = *self.stalled_until.lock().unwrap_or_else(PoisonError::into_inner);
+        until.saturating_sub(self.shared.clock.boot())
+    }
+
     /// Returns when this process is not stalled (any more).
     pub async fn let_on(&self) {
         let mut counted = false;
         loop {
-            let until = *self.stalled_until.lock().unwrap_or_else(PoisonError::into_inner);
-            let left = until.saturating_sub(self.shared.clock.boot());
+            let left = self.stalled_for();
             if left.is_zero() {
                 return;
             }
@@ -140,8 +149,9 @@ impl Link {
 
     /// A listing, or one that was given before for the same prefix.
     async fn look_around(&self, prefix: &Path) -> Result<Vec<ObjectMeta>> {
-        let found: Vec<_> = self.shared.objects.list(Some(prefix)).try_collect().await?;
+        let mut found: Vec<_> = self.shared.objects.list(Some(prefix)).try_collect().await?;
         let mut state = self.shared.state();
+        state.stamp(&mut found);
         let stale = state.faults.list_stale;
         if state.rng.random_bool(stale)
             && let Some(earlier) = state.listings.get(prefix.as_ref()).cloned()
@@ -164,10 +174,16 @@ impl Write {
     async fn apply(&self, shared: &Shared) -> Result<Option<PutResult>> {
         match self {
             Self::Put(path, payload, options) => {
-                let put = shared.objects.put_opts(path, payload.clone(), options.clone());
-                put.await.map(Some)
+                let put = shared.objects.put_opts(path, payload.clone(), options.clone()).await?;
+                shared.state().written_ms.insert(path.clone(), shared.clock.wall_ms());
+                Ok(Some(put))
             }
-            Self::Delete(path) => shared.objects.delete(path).await.map(|()| None),
+            Self::Delete(path) => {
+                if shared.objects.head(path).await.is_ok() {
+                    shared.count(Event::Deleted(kind_of(path)));
+                }
+                shared.objects.delete(path).await.map(|()| None)
+            }
         }
     }
 }

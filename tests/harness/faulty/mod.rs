@@ -12,12 +12,14 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use cairn_common::clock::{Clock, TokioClock};
+use cairn_common::format::path::ObjectKind;
 use cairn_common::store::answer::Refusal;
 use object_store::client::{HttpError, HttpErrorKind};
 use object_store::memory::InMemory;
+use object_store::path::Path;
 use object_store::{ObjectMeta, Result};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -31,6 +33,8 @@ mod tests;
 
 /// The longest single delay, whatever is drawn: an attempt of a bucket has long been given up.
 const DELAY_MAX: Duration = Duration::from_secs(20);
+/// Wall time at which every store begins, in Unix milliseconds: objects are stamped with it.
+pub const WALL_ORIGIN_MS: u64 = 1_750_000_000_000;
 /// In a storm, this share of requests is refused.
 const STORM_SHARE: f64 = 0.8;
 
@@ -128,6 +132,8 @@ pub enum Event {
     Storm,
     /// A request that waited for its process to be let on.
     Stalled,
+    /// An object of this kind was there and is there no more.
+    Deleted(ObjectKind),
 }
 
 /// The bucket and the network around it.
@@ -153,6 +159,8 @@ struct State {
     fingerprint: u64,
     /// Listings given before, by prefix.
     listings: BTreeMap<String, Vec<ObjectMeta>>,
+    /// When each object was written, by the store's wall clock.
+    written_ms: BTreeMap<Path, u64>,
 }
 
 /// What is drawn for one request.
@@ -201,10 +209,11 @@ impl FaultyStore {
             counts: BTreeMap::new(),
             fingerprint: seed,
             listings: BTreeMap::new(),
+            written_ms: BTreeMap::new(),
         };
         let shared = Shared {
             objects: InMemory::new(),
-            clock: TokioClock::starting_at(0),
+            clock: TokioClock::starting_at(WALL_ORIGIN_MS),
             state: Mutex::new(state),
             under_way: Mutex::default(),
         };
@@ -331,12 +340,30 @@ impl State {
         Fate::Done
     }
 
+    /// The listing with the times of this world: the store beneath stamps with real time.
+    fn stamp(&self, found: &mut [ObjectMeta]) {
+        for meta in found {
+            if let Some(written_ms) = self.written_ms.get(&meta.location) {
+                meta.last_modified = (UNIX_EPOCH + Duration::from_millis(*written_ms)).into();
+            }
+        }
+    }
+
     /// FNV-1a over what was decided.
     fn remember(&mut self, path: &str, drawn: &Drawn) {
         for byte in path.bytes().chain(format!("{drawn:?}").bytes()) {
             self.fingerprint = (self.fingerprint ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
         }
     }
+}
+
+/// The kind of the object at a path below a root of one name.
+fn kind_of(path: &Path) -> ObjectKind {
+    use ObjectKind::{Current, Manifest, Probe, Run, Sst, Wal};
+    let name = path.parts().nth(1);
+    let kinds = [Manifest, Run, Wal, Sst, Probe].into_iter();
+    let mut kinds = kinds.filter(|kind| name.as_ref().is_some_and(|n| n.as_ref() == kind.name()));
+    kinds.next().unwrap_or(Current)
 }
 
 /// What a caller is told where the truth is not told.

@@ -87,7 +87,19 @@ async fn nothing_goes_wrong_when_it_is_quiet() {
     }
     bucket.delete(&[wal(1)]).await.unwrap();
     let counts = store.counts();
-    assert!(counts.keys().all(|event| *event == Event::Request), "{counts:?}");
+    let seen: Vec<_> = counts.keys().copied().collect();
+    assert_eq!(seen, [Event::Request, Event::Deleted(ObjectKind::Wal)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn objects_are_stamped_with_the_time_of_the_world() {
+    let store = FaultyStore::new(1);
+    let bucket = bucket(&store.link(), 1);
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    bucket.create(&wal(1), "1".into()).await.unwrap();
+    let listed = bucket.list(ObjectKind::Wal).await.unwrap();
+    let age_ms = listed[0].modified_ms - WALL_ORIGIN_MS;
+    assert!((100_000..101_000).contains(&age_ms), "{age_ms}");
 }
 
 #[tokio::test(start_paused = true)]
