@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use cairn_common::env::Env;
 use cairn_common::error::{Error, Result};
+use cairn_common::faults::planted;
 use cairn_common::format::path::ManifestId;
 use cairn_common::read::view::{OpenTree, View};
 use cairn_common::store::follow::{Base, Follower, Reach};
@@ -147,11 +148,12 @@ impl Tail {
         let look = self.sights.begin();
         let began = self.env.clock.boot();
         let step = self.follower.step().await?;
-        if step.base == Base::Anew {
+        if step.base == Base::Anew && !planted("reader_keeps_the_tree_of_an_older_log") {
             self.tree = None;
         }
         if step.reach == Reach::End {
-            self.fresh_at = Some(began);
+            let ended = planted("reader_dates_a_look_by_its_end").then(|| self.env.clock.boot());
+            self.fresh_at = Some(ended.unwrap_or(began));
         }
         self.show();
         let manifest = &self.follower.snapshot().manifest;

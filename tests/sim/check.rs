@@ -12,9 +12,41 @@ use cairn_common::types::Seq;
 use crate::ledger::{
     Batch, Change, Entry, Found, History, Place, Read, Tick, Told, batch_of, marker, value,
 };
+use crate::world::WALL_ERROR_MAX_MS;
+
+/// What is under a key after some seq, for as long as it lasts.
+#[derive(Clone, Debug)]
+struct Lasting {
+    entry: Entry,
+    expires_ms: Option<u64>,
+}
 
 /// What the history of a key says: after which seq, what is there.
-type Versions = BTreeMap<Seq, Option<Entry>>;
+type Versions = BTreeMap<Seq, Option<Lasting>>;
+
+/// What may be under a key for one whose clock says `now_ms`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wanted<'a> {
+    Exactly(Option<&'a Entry>),
+    /// It has expired for those whose clocks are ahead, and one of them may have compacted it.
+    EntryOrNothing(&'a Entry),
+}
+
+impl Wanted<'_> {
+    fn is(self, found: Option<&Entry>) -> bool {
+        match self {
+            Self::Exactly(want) => found == want,
+            Self::EntryOrNothing(want) => found.is_none_or(|found| found == want),
+        }
+    }
+
+    fn brief(self) -> String {
+        match self {
+            Self::Exactly(want) => brief(want),
+            Self::EntryOrNothing(want) => format!("{} or absent", brief(Some(want))),
+        }
+    }
+}
 
 /// The order of what is in the database, and what follows from it.
 struct Truth {
@@ -23,10 +55,11 @@ struct Truth {
 }
 
 /// Checks a history against the last state of the database; returns what is wrong.
-pub(crate) fn check(history: &History, last: &[(Bytes, Entry)]) -> Vec<String> {
+pub(crate) fn check(history: &History, last: &[(Bytes, Entry)], now_ms: u64) -> Vec<String> {
     let mut wrong = Vec::new();
     let truth = Truth::read_off(history, last, &mut wrong);
-    truth.check_last(last, &mut wrong);
+    // The whole of the last state is what its markers say.
+    truth.check_prefix(b"", last, (Seq::MAX, now_ms), &mut wrong);
     truth.check_told(history, &mut wrong);
     check_seqs_are_unique(history, &mut wrong);
     truth.check_real_time(history, &mut wrong);
@@ -54,21 +87,27 @@ impl Truth {
         for (seq, id) in &truth.order {
             for (key, change) in &history.batches[id].changes {
                 let versions = truth.keys.entry(key.clone()).or_default();
-                let before = versions.last_key_value().and_then(|(_, entry)| entry.clone());
+                let before = versions.last_key_value().and_then(|(_, state)| state.clone());
                 versions.insert(*seq, applied(*id, *change, *seq, before.as_ref()));
             }
         }
         truth
     }
 
-    fn at(&self, key: &[u8], seq: Seq) -> Option<&Entry> {
-        let (_, entry) = self.keys.get(key)?.range(..=seq).next_back()?;
-        entry.as_ref()
+    /// What was there, as if nothing ever expired.
+    fn state(&self, key: &[u8], seq: Seq) -> Option<&Lasting> {
+        let (_, state) = self.keys.get(key)?.range(..=seq).next_back()?;
+        state.as_ref()
     }
 
-    /// The whole of the last state is what its markers say.
-    fn check_last(&self, last: &[(Bytes, Entry)], wrong: &mut Vec<String>) {
-        self.check_prefix(b"", last, Seq::MAX, wrong);
+    fn at(&self, key: &[u8], seq: Seq, now_ms: u64) -> Wanted<'_> {
+        match self.state(key, seq) {
+            Some(Lasting { expires_ms: Some(at), .. }) if *at <= now_ms => Wanted::Exactly(None),
+            Some(Lasting { entry, expires_ms: Some(at) }) if *at <= now_ms + WALL_ERROR_MAX_MS => {
+                Wanted::EntryOrNothing(entry)
+            }
+            state => Wanted::Exactly(state.map(|state| &state.entry)),
+        }
     }
 
     fn check_told(&self, history: &History, wrong: &mut Vec<String>) {
@@ -94,7 +133,7 @@ impl Truth {
                 _ => {}
             }
             if let (Some(wanted), Some(place)) = (&batch.wanted, place) {
-                let found = self.at(&wanted.key, Seq(place.0 - 1)).map(|(_, seq)| *seq);
+                let found = self.state(&wanted.key, Seq(place.0 - 1)).map(|state| state.entry.1);
                 if found != wanted.etag {
                     let want = wanted.etag;
                     wrong.push(format!("batch {id} wanted {want:?} and was applied on {found:?}"));
@@ -122,7 +161,8 @@ impl Truth {
         // The state with this etag, and when it ended: it must not have ended before the request.
         let mut states = vec![(None, versions.keys().next().copied())];
         let next = versions.keys().skip(1).map(|seq| Some(*seq)).chain([None]);
-        states.extend(versions.values().map(|entry| entry.as_ref().map(|(_, seq)| *seq)).zip(next));
+        let etags = versions.values().map(|state| state.as_ref().map(|state| state.entry.1));
+        states.extend(etags.zip(next));
         let acknowledged_before = |seq: Seq| {
             let batch_then = &history.batches[&self.order[&seq]];
             batch_then.ended < batch.began && matches!(batch_then.told, Told::Durable(_))
@@ -139,17 +179,17 @@ impl Truth {
         match &read.found {
             Found::Keys(keys) => {
                 for (key, found) in keys {
-                    let want = self.at(key, read.seq);
-                    if found.as_ref() != want {
+                    let want = self.at(key, read.seq, read.now_ms);
+                    if !want.is(found.as_ref()) {
                         let Read { place, seq, .. } = read;
-                        let (found, want) = (brief(found.as_ref()), brief(want));
+                        let (found, want) = (brief(found.as_ref()), want.brief());
                         wrong.push(format!("{place:?} at {seq}: {key:?} is {found}, not {want}"));
                     }
                 }
             }
             Found::Prefix(prefix, entries) => {
                 let before = wrong.len();
-                self.check_prefix(prefix, entries, read.seq, wrong);
+                self.check_prefix(prefix, entries, (read.seq, read.now_ms), wrong);
                 for text in wrong.iter_mut().skip(before) {
                     *text = format!("{:?} at {}: {text}", read.place, read.seq);
                 }
@@ -161,7 +201,7 @@ impl Truth {
         &self,
         prefix: &[u8],
         entries: &[(Bytes, Entry)],
-        seq: Seq,
+        (seq, now_ms): (Seq, u64),
         wrong: &mut Vec<String>,
     ) {
         let found: BTreeMap<_, _> = entries.iter().map(|(key, entry)| (key, entry)).collect();
@@ -170,9 +210,9 @@ impl Truth {
         }
         let expected = self.keys.keys().filter(|key| key.starts_with(prefix));
         for key in expected {
-            let (found, want) = (found.get(key).copied(), self.at(key, seq));
-            if found != want {
-                wrong.push(format!("{key:?} is {}, not {}", brief(found), brief(want)));
+            let (found, want) = (found.get(key).copied(), self.at(key, seq, now_ms));
+            if !want.is(found) {
+                wrong.push(format!("{key:?} is {}, not {}", brief(found), want.brief()));
             }
         }
         for key in found.keys().filter(|key| !self.keys.contains_key(**key)) {
@@ -228,15 +268,20 @@ impl Truth {
 }
 
 /// What a change makes of a key.
-fn applied(id: u64, change: Change, seq: Seq, before: Option<&Entry>) -> Option<Entry> {
+fn applied(id: u64, change: Change, seq: Seq, before: Option<&Lasting>) -> Option<Lasting> {
     match change {
-        Change::Put => Some((value(id), seq)),
+        Change::Put => Some(Lasting { entry: (value(id), seq), expires_ms: None }),
+        Change::PutUntil(at) => Some(Lasting { entry: (value(id), seq), expires_ms: Some(at) }),
         Change::Delete => None,
-        Change::Add(amount) => {
-            let before = before.map_or(0, |(value, _)| {
+        Change::Add { amount, written_ms } => {
+            let is_live = |state: &&Lasting| state.expires_ms.is_none_or(|at| at > written_ms);
+            let base = before.filter(is_live);
+            let number = base.map_or(0, |Lasting { entry: (value, _), .. }| {
                 std::str::from_utf8(value).unwrap_or_default().parse().unwrap_or(0)
             });
-            Some((i64::wrapping_add(before, amount).to_string().into(), seq))
+            let sum = i64::wrapping_add(number, amount).to_string().into();
+            let expires_ms = base.and_then(|state| state.expires_ms);
+            Some(Lasting { entry: (sum, seq), expires_ms })
         }
     }
 }
@@ -307,25 +352,25 @@ mod tests {
         let began = ledger.tick();
         let found = Found::Keys(vec![(key.into(), found)]);
         let seq = Seq(seq);
-        ledger.read(Read { place, began, ended: 0, seq, found, fresh_as_of: None });
+        ledger.read(Read { place, began, ended: 0, seq, now_ms: 0, found, fresh_as_of: None });
     }
 
     /// What the database would hold had these batches been applied.
     fn state(history: &History, applied_at: &[(u64, u64)]) -> Vec<(Bytes, Entry)> {
-        let mut keys: BTreeMap<Bytes, Option<Entry>> = BTreeMap::new();
+        let mut keys: BTreeMap<Bytes, Option<Lasting>> = BTreeMap::new();
         for (seq, id) in applied_at {
             for (key, change) in &history.batches[id].changes {
                 let before = keys.get(key).cloned().flatten();
                 keys.insert(key.clone(), applied(*id, *change, Seq(*seq), before.as_ref()));
             }
         }
-        keys.into_iter().filter_map(|(key, entry)| Some((key, entry?))).collect()
+        keys.into_iter().filter_map(|(key, state)| Some((key, state?.entry))).collect()
     }
 
     fn verdict(ledger: &Ledger, applied_at: &[(u64, u64)]) -> String {
         let history = ledger.snapshot();
         let last = state(&history, applied_at);
-        check(&history, &last).join("\n")
+        check(&history, &last, 0).join("\n")
     }
 
     #[test]
@@ -400,23 +445,44 @@ mod tests {
         let began = ledger.tick();
         let found = Found::Keys(vec![]);
         let fresh_as_of = Some(ledger.tick_at(SECOND * 2) + 1);
-        ledger.read(Read { place: reader(), began, ended: 0, seq: Seq(4), found, fresh_as_of });
+        let (place, seq, now_ms) = (reader(), Seq(4), 0);
+        ledger.read(Read { place, began, ended: 0, seq, now_ms, found, fresh_as_of });
         assert!(verdict(&ledger, &[(5, one)]).contains("after 5 was acknowledged"));
     }
 
     #[test]
     fn a_torn_batch_is_found() {
         let ledger = Ledger::default();
-        let changes = vec![("a".into(), Change::Put), ("b".into(), Change::Add(3))];
+        let changes =
+            vec![("a".into(), Change::Put), ("b".into(), Change::Add { amount: 3, written_ms: 0 })];
         let id = ledger.begin(changes, None);
         ledger.end(id, Told::Durable(Seq(5)), SECOND);
         let history = ledger.snapshot();
         let mut last = state(&history, &[(5, id)]);
-        assert_eq!(check(&history, &last), Vec::<String>::new());
+        assert_eq!(check(&history, &last, 0), Vec::<String>::new());
         last.retain(|(key, _)| key != "b");
-        assert!(check(&history, &last).join("").contains("b\"b\" is absent, not 3@5"));
+        assert!(check(&history, &last, 0).join("").contains("b\"b\" is absent, not 3@5"));
         let mut doubled = state(&history, &[(5, id)]);
         doubled[1].1.0 = "6".into();
-        assert!(check(&history, &doubled).join("").contains("is 6@5, not 3@5"));
+        assert!(check(&history, &doubled, 0).join("").contains("is 6@5, not 3@5"));
+    }
+
+    #[test]
+    fn what_expires_is_there_until_then_and_ends_with_what_it_was_added_to() {
+        let ledger = Ledger::default();
+        let (at, add) = (90_000, |written_ms| Change::Add { amount: 3, written_ms });
+        for change in [Change::PutUntil(at), add(at - 1), add(at)] {
+            let id = ledger.begin(vec![("e".into(), change)], None);
+            ledger.end(id, Told::Durable(Seq(id)), SECOND);
+        }
+        let history = ledger.snapshot();
+        let last = state(&history, &[(1, 1), (2, 2), (3, 3)]);
+        let truth = Truth::read_off(&history, &last, &mut Vec::new());
+        let three = |seq| ("3".into(), Seq(seq));
+        let early = at - WALL_ERROR_MAX_MS - 1;
+        assert_eq!(truth.at(b"e", Seq(2), early), super::Wanted::Exactly(Some(&three(2))));
+        assert_eq!(truth.at(b"e", Seq(2), at - 1), super::Wanted::EntryOrNothing(&three(2)));
+        assert_eq!(truth.at(b"e", Seq(2), at), super::Wanted::Exactly(None));
+        assert_eq!(truth.at(b"e", Seq(3), at), super::Wanted::Exactly(Some(&three(3))));
     }
 }

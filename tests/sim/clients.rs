@@ -1,17 +1,19 @@
 //! Clients: they write and read wherever somebody says that it serves, and record what they hear.
 
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use cairn_common::Error;
 use cairn_common::http::conditions::Conditions;
 use cairn_common::http::request::Deadline;
+use cairn_common::lsm::visible::write_time_ms;
 use cairn_common::read::view::View;
 use cairn_common::types::{Direction, KeyRange, MergeOp, Op, Payload, Seq};
 use cairn_writer::condition::Condition;
 use cairn_writer::service::{Durability, Unwritten, Write, Writer};
+use futures::future::join_all;
 use harness::faulty::Link;
 use rand::Rng;
 use tokio::time::{sleep, timeout};
@@ -24,8 +26,17 @@ use crate::world::{Listed, World};
 const HOT_KEYS: u64 = 24;
 /// Counters, which are only added to and deleted.
 const COUNTERS: u64 = 4;
+/// Writers of one key that nobody has written yet.
+const RACERS: usize = 4;
+/// Keys whose values expire, and are added to.
+const LEASES: u64 = 3;
 /// What a client waits for an answer.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(4);
+/// What it waits for a write that adds to what expires: within this it is taken, or never.
+const HASTE: Duration = Duration::from_millis(500);
+/// What it waits for a write. Some wait for longer than any stall: what a writer wakes up with can
+/// only be told to them.
+const PATIENCES: [Duration; 4] = [HASTE, PATIENCE, PATIENCE, Duration::from_secs(20)];
 
 /// One client.
 #[derive(Debug)]
@@ -53,7 +64,8 @@ impl Client {
             let listed = &serving[chosen];
             match self.world.draw(|rng| rng.random_range(0..100)) {
                 0..55 => drop(self.write(listed, None).await),
-                55..70 => self.write_conditionally(listed).await,
+                55..65 => self.write_conditionally(listed).await,
+                65..70 => self.race(listed).await,
                 70..71 => self.flush(listed).await,
                 _ => drop(self.read(listed).await),
             }
@@ -62,18 +74,32 @@ impl Client {
 
     /// Writes a batch; returns its seq where it is durable.
     pub(crate) async fn write(&self, listed: &Listed, wanted: Option<Wanted>) -> Option<Seq> {
-        let changes = self.world.draw(|rng| changes(rng, wanted.as_ref()));
-        let loose = wanted.is_none() && self.world.draw(|rng| rng.random_bool(0.15));
+        let (loose, patience) = self.world.draw(|rng| {
+            (wanted.is_none() && rng.random_bool(0.15), PATIENCES[rng.random_range(0..4)])
+        });
         let durability = if loose { Durability::Memory } else { Durability::Durable };
         let condition = wanted.as_ref().map(condition);
-        let id = self.world.ledger.begin(changes, wanted);
-        let wall_ms = listed.writer.env.clock.wall_ms();
-        let changes = self.world.ledger.changes(id);
-        let ops = changes.into_iter().map(|(key, change)| op(id, key, change, wall_ms)).collect();
-        let deadline = Deadline::after(PATIENCE).instant();
-        let write = Write { ops, condition, durability, deadline };
-        let write = async { Ok(listed.writer.write(write).await) };
+        let begun = OnceLock::new();
+        let write = async {
+            let writer = &listed.writer;
+            // SUBTLE: what is added must not be of an earlier time than what is flushed before it:
+            // by this clock, by one before it, or while this batch waits to be taken.
+            let flushed_ms = writer.front.tree().manifest.time_ms;
+            let latest_ms = flushed_ms.max(writer.env.clock.wall_ms());
+            let latest_ms = latest_ms + u64::try_from(HASTE.as_millis()).unwrap();
+            let changes = self.world.draw(|rng| {
+                let mut changes = changes(rng, wanted.as_ref(), latest_ms);
+                changes.extend((patience == HASTE).then(|| change_of_lease(rng, latest_ms)));
+                changes
+            });
+            let id = *begun.get_or_init(|| self.world.ledger.begin(changes, wanted));
+            let changes = self.world.ledger.changes(id);
+            let ops = changes.into_iter().map(|(key, change)| op(id, key, change)).collect();
+            let deadline = Deadline::after(patience).instant();
+            Ok(writer.write(Write { ops, condition, durability, deadline }).await)
+        };
         let answer = self.ask(&listed.link, &listed.gone, write).await;
+        let id = *begun.get()?;
         let told = match answer {
             None | Some(Err(Unwritten::Unknown)) => Told::Unknown,
             Some(Ok(seq)) if loose => Told::Memory(seq),
@@ -110,6 +136,22 @@ impl Client {
         self.write(listed, Some(Wanted { key, etag })).await;
     }
 
+    /// Races itself for a key that nobody has written yet; the winner has it flushed at once.
+    async fn race(&self, listed: &Listed) {
+        // Within the bounds of what is there, so that to see that it is not is to ask the store.
+        let heat = self.world.now().as_millis();
+        let key = Bytes::from(format!("d/{:03}/{heat}", heat % 1_000));
+        let run = async |delay| {
+            sleep(delay).await;
+            let wanted = Wanted { key: key.clone(), etag: None };
+            if self.write(listed, Some(wanted)).await.is_some() {
+                self.flush(listed).await;
+            }
+        };
+        let delays = (0..RACERS).map(|_| self.world.span(0, 25)).collect::<Vec<_>>();
+        join_all(delays.into_iter().map(run)).await;
+    }
+
     async fn flush(&self, listed: &Listed) {
         let writer = &listed.writer;
         let flush = async { Ok(timeout(PATIENCE, writer.flush()).await) };
@@ -131,7 +173,7 @@ impl Client {
                 self.get(listed, keys).await.map(drop)
             }
             choice => {
-                let prefix = if choice < 9 { &b"k/"[..] } else { b"c/" };
+                let prefix = [&b"k/"[..], b"k/", b"c/", b"e/"][choice - 6];
                 self.scan(listed, prefix).await.map(drop)
             }
         }
@@ -146,35 +188,35 @@ impl Client {
             })
             .await
         });
-        let (seq, found) = look.await?;
-        self.record(began, seq, Found::Keys(found.clone()));
+        let (moment, found) = look.await?;
+        self.record(began, moment, Found::Keys(found.clone()));
         Some(found)
     }
 
-    /// Reads everything under a prefix at the writer.
+    /// Reads everything under a prefix at the writer; with the wall time that it went by.
     pub(crate) async fn scan(
         &self,
         listed: &Listed,
         prefix: &'static [u8],
-    ) -> Option<Vec<(Bytes, Entry)>> {
+    ) -> Option<(u64, Vec<(Bytes, Entry)>)> {
         let began = self.world.ledger.tick();
         let look = self.ask(&listed.link, &listed.gone, async {
             let look = |view: Arc<View>, now_ms| async move { scan(&view, prefix, now_ms).await };
             self.view_of(&listed.writer, look).await
         });
-        let (seq, found) = look.await?;
-        self.record(began, seq, Found::Prefix(prefix.into(), found.clone()));
-        Some(found)
+        let (moment, found) = look.await?;
+        self.record(began, moment, Found::Prefix(prefix.into(), found.clone()));
+        Some((moment.1, found))
     }
 
-    fn record(&self, began: u64, seq: Seq, found: Found) {
+    fn record(&self, began: u64, (seq, now_ms): (Seq, u64), found: Found) {
         self.world.events.count("read at the writer");
         let (place, fresh_as_of) = (Place::Writer, None);
-        self.world.ledger.read(Read { place, began, ended: 0, seq, found, fresh_as_of });
+        self.world.ledger.read(Read { place, began, ended: 0, seq, now_ms, found, fresh_as_of });
     }
 
     /// Reads from a view of the writer, from a newer one where an object of it is gone.
-    async fn view_of<T, F, R>(&self, writer: &Writer, look: F) -> Result<(Seq, T), Error>
+    async fn view_of<T, F, R>(&self, writer: &Writer, look: F) -> Result<((Seq, u64), T), Error>
     where
         F: Fn(Arc<View>, u64) -> R,
         R: Future<Output = Result<T, Error>>,
@@ -185,8 +227,9 @@ impl Client {
                 // A slow reading: the view grows old meanwhile.
                 sleep(self.world.span(100, 3_000)).await;
             }
-            match look(Arc::clone(&view), writer.env.clock.wall_ms()).await {
-                Ok(found) => return Ok((view.seq, found)),
+            let now_ms = writer.env.clock.wall_ms();
+            match look(Arc::clone(&view), now_ms).await {
+                Ok(found) => return Ok(((view.seq, now_ms), found)),
                 Err(Error::NotFound(_)) => {
                     let version = view.tree.manifest.id.version;
                     let (auditor, events) = (&self.world.auditor, &self.world.events);
@@ -215,7 +258,7 @@ impl Client {
         tokio::select! {
             biased;
             () = gone.cancelled() => None,
-            answer = timeout(PATIENCE * 3, asked) => match answer {
+            answer = timeout(PATIENCE * 6, asked) => match answer {
                 Ok(Ok(answer)) => Some(answer),
                 Ok(Err(Error::Corrupt(failure))) => {
                     panic!("a healthy bucket was called corrupt: {failure}")
@@ -255,7 +298,7 @@ pub(crate) fn hot_key(rng: &mut impl Rng) -> Bytes {
     format!("k/{:02}", rng.random_range(0..HOT_KEYS)).into()
 }
 
-fn changes(rng: &mut impl Rng, wanted: Option<&Wanted>) -> Vec<(Bytes, Change)> {
+fn changes(rng: &mut impl Rng, wanted: Option<&Wanted>, latest_ms: u64) -> Vec<(Bytes, Change)> {
     let mut changes: Vec<(Bytes, Change)> = Vec::new();
     if let Some(wanted) = wanted {
         changes.push((wanted.key.clone(), Change::Put));
@@ -270,22 +313,42 @@ fn changes(rng: &mut impl Rng, wanted: Option<&Wanted>) -> Vec<(Bytes, Change)> 
     if rng.random_bool(0.3) {
         let key = format!("c/{}", rng.random_range(0..COUNTERS));
         let reset = rng.random_bool(0.05);
-        let change = if reset { Change::Delete } else { Change::Add(rng.random_range(-9..=9)) };
+        let change = if reset { Change::Delete } else { add(rng, latest_ms) };
         changes.push((key.into(), change));
     }
     changes
 }
 
-fn op(id: u64, key: Bytes, change: Change, written_ms: u64) -> Op {
+/// A change of a key whose values expire.
+fn change_of_lease(rng: &mut impl Rng, latest_ms: u64) -> (Bytes, Change) {
+    let change = match rng.random_range(0..10) {
+        0..5 => Change::PutUntil(latest_ms + rng.random_range(0..5_000)),
+        5 => Change::Delete,
+        _ => add(rng, latest_ms),
+    };
+    (format!("e/{}", rng.random_range(0..LEASES)).into(), change)
+}
+
+fn add(rng: &mut impl Rng, latest_ms: u64) -> Change {
+    let amount = rng.random_range(-9..=9);
+    Change::Add { amount, written_ms: write_time_ms(latest_ms) }
+}
+
+fn op(id: u64, key: Bytes, change: Change) -> Op {
+    let mut expires_ms = None;
     let payload = match change {
         Change::Put => Payload::Value(value(id)),
+        Change::PutUntil(at) => {
+            expires_ms = Some(at);
+            Payload::Value(value(id))
+        }
         Change::Delete => Payload::Tombstone,
-        Change::Add(amount) => {
+        Change::Add { amount, written_ms } => {
             let operand = amount.to_string().into();
             Payload::Operand { op: MergeOp::Add, written_ms, operand }
         }
     };
-    Op { key, payload, expires_ms: None }
+    Op { key, payload, expires_ms }
 }
 
 fn condition(wanted: &Wanted) -> Condition {

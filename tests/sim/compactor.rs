@@ -19,6 +19,8 @@ use crate::world::{Machine, World};
 /// What has left the tree is kept for one of these, so that collection deletes within the story:
 /// for nobody, or hardly for long enough.
 const RETENTIONS: [&str; 3] = ["0ms", "500ms", "3s"];
+/// L0 is merged when it has so many SSTs.
+const L0_COUNTS: [&str; 2] = ["2", "4"];
 
 /// One life of a compactor.
 #[derive(Debug)]
@@ -35,12 +37,13 @@ impl CompactorProcess {
     /// Lives until it is stopped, fenced, or dropped.
     pub(crate) async fn run(self, machine: Machine) -> Result<()> {
         let Self { world, name, only, stop } = self;
-        let retention = world.draw(|rng| RETENTIONS[rng.random_range(0..RETENTIONS.len())]);
+        let (retention, l0_count) = world
+            .draw(|rng| (RETENTIONS[rng.random_range(0..3)], L0_COUNTS[rng.random_range(0..2)]));
         let (phase, _) = watch::channel(Phase::Starting);
         let (seen, _) = watch::channel(None);
         let board = Arc::new(Board::default());
         let life = Life {
-            config: config(only, retention),
+            config: config(only, retention, l0_count),
             bucket: machine.bucket,
             env: machine.env.clone(),
             url: None,
@@ -69,12 +72,12 @@ impl CompactorProcess {
 }
 
 /// Small bounds, so that everything happens within a minute.
-fn config(only: Option<&str>, retention: &str) -> Config {
+fn config(only: Option<&str>, retention: &str, l0_count: &str) -> Config {
     let mut settings = vec![
         ("store", "memory://"),
         ("sst_bytes", "16KiB"),
         ("read_ahead", "64KiB"),
-        ("l0_count", "2"),
+        ("l0_count", l0_count),
         ("tier_count", "2"),
         ("poll_interval", "250ms"),
         ("gc_interval", "1500ms"),

@@ -19,10 +19,17 @@ pub(crate) type Tick = u64;
 pub(crate) enum Change {
     /// Gives it a value that names the batch.
     Put,
+    /// The same, until this moment of wall time.
+    PutUntil(u64),
     /// Removes it.
     Delete,
-    /// Adds to it.
-    Add(i64),
+    /// Adds to what is live at a moment of wall time, and hands on its end; else starts afresh.
+    Add {
+        /// How much.
+        amount: i64,
+        /// The moment.
+        written_ms: u64,
+    },
 }
 
 /// What a batch was conditioned on.
@@ -87,6 +94,8 @@ pub(crate) struct Read {
     pub(crate) ended: Tick,
     /// The seq of the view.
     pub(crate) seq: Seq,
+    /// By which wall time entries were expired.
+    pub(crate) now_ms: u64,
     pub(crate) found: Found,
     /// Everything acknowledged before this tick must be there, says the reader's lag.
     pub(crate) fresh_as_of: Option<Tick>,

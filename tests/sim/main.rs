@@ -10,6 +10,8 @@ mod cluster;
 mod compaction;
 mod compactor;
 mod ledger;
+#[cfg(cairn_faults)]
+mod planted;
 mod reader;
 mod reading;
 mod story;
@@ -29,39 +31,39 @@ const SEEDS: u64 = 112;
 /// How often each must have been seen in a run of at least [`SEEDS`] seeds: else it has not tried
 /// enough. About a third of what is usual.
 const FLOORS: &[(&str, u64)] = &[
-    ("crash", 400),
+    ("crash", 500),
     ("fenced", 300),
-    ("flush", 350),
-    ("flush asked for", 150),
-    ("merge", 250),
+    ("flush", 800),
+    ("flush asked for", 900),
+    ("merge", 400),
     ("read at a reader", 15_000),
-    ("read at the writer", 7_000),
-    ("reader answers not_yet", 500),
-    ("reader answers too_stale", 100),
-    ("reader refreshes after a vanished object", 80),
-    ("reader wakes with an old view", 30),
-    ("stall", 500),
-    ("standby waits", 5_000),
-    ("store: Deleted(Manifest)", 1_000),
-    ("store: Deleted(Run)", 250),
-    ("store: Deleted(Sst)", 800),
+    ("read at the writer", 6_000),
+    ("reader answers not_yet", 1_500),
+    ("reader answers too_stale", 400),
+    ("reader refreshes after a vanished object", 150),
+    ("reader wakes with an old view", 50),
+    ("stall", 600),
+    ("standby waits", 10_000),
+    ("store: Deleted(Manifest)", 2_000),
+    ("store: Deleted(Run)", 400),
+    ("store: Deleted(Sst)", 1_300),
     ("store: Deleted(Wal)", 8_000),
-    ("store: Duplicated", 100),
-    ("store: LandedInVain", 50),
-    ("store: LandedLate", 150),
+    ("store: Duplicated", 120),
+    ("store: LandedInVain", 60),
+    ("store: LandedLate", 180),
     ("store: ResponseLost", 1_000),
     ("takeover", 250),
-    ("takeover of a closed writer", 15),
+    ("takeover of a closed writer", 25),
     ("write durable", 10_000),
-    ("write in memory", 1_000),
-    ("write not applied", 10),
-    ("write refused by its condition", 400),
-    ("write unknown", 200),
-    ("writer closed", 10),
-    ("writer refreshes after a vanished object", 40),
-    ("zombie collector wakes", 20),
-    ("zombie compactor wakes", 30),
-    ("zombie writer wakes", 30),
+    ("write in memory", 1_200),
+    ("write not applied", 30),
+    ("write refused by its condition", 1_000),
+    ("write unknown", 150),
+    ("writer closed", 20),
+    ("writer refreshes after a vanished object", 45),
+    ("zombie collector wakes", 30),
+    ("zombie compactor wakes", 35),
+    ("zombie writer wakes", 40),
 ];
 
 #[test]
@@ -70,9 +72,12 @@ fn every_promise_holds_on_every_seed() {
     let next = AtomicU64::new(from);
     let events: Mutex<BTreeMap<String, u64>> = Mutex::default();
     let failed: Mutex<Vec<u64>> = Mutex::default();
+    let is_planted = std::env::var_os("CAIRN_PLANTED_BUG").is_some();
     let work = || loop {
         let seed = next.fetch_add(1, Ordering::Relaxed);
-        if seed >= from + seeds {
+        // Of a planted bug one failure is enough.
+        let is_over = is_planted && !failed.lock().unwrap().is_empty();
+        if seed >= from + seeds || is_over {
             return;
         }
         // A thread of its own, so that its panic ends one story alone.

@@ -42,8 +42,9 @@ impl Client {
         let (question, min_seq) = self.world.draw(|rng| {
             let question = match rng.random_range(0..20) {
                 0..12 => Question::Keys(vec![hot_key(rng), marker(rng.random_range(1..=written))]),
-                12..16 => Question::Prefix(b"k/"),
-                16..19 => Question::Prefix(b"c/"),
+                12..15 => Question::Prefix(b"k/"),
+                15..17 => Question::Prefix(b"c/"),
+                17..19 => Question::Prefix(b"e/"),
                 _ => Question::Prefix(b""),
             };
             (question, newest.filter(|_| rng.random_bool(0.4)))
@@ -105,7 +106,8 @@ impl Client {
                     let (place, seq) = (Place::Reader(shown.life.clone()), view.view.seq);
                     assert!(Some(seq) >= min_seq, "{place:?} is at {seq}, not {min_seq:?}");
                     self.world.events.count("read at a reader");
-                    let read = Read { place, began, ended: 0, seq, found, fresh_as_of };
+                    let now_ms = view.now_ms;
+                    let read = Read { place, began, ended: 0, seq, now_ms, found, fresh_as_of };
                     self.world.ledger.read(read);
                     return Ok(seq);
                 }

@@ -22,7 +22,7 @@ use crate::ledger::Ledger;
 /// Rates of two clocks differ by less than the protocol allows, about 9 %.
 pub(crate) const RATE_ERROR_MAX: f64 = 0.04;
 /// Wall clocks differ by up to so much.
-const WALL_ERROR_MAX_MS: u64 = 5_000;
+pub(crate) const WALL_ERROR_MAX_MS: u64 = 5_000;
 
 /// The world of one seed.
 #[derive(Debug)]

@@ -182,7 +182,11 @@ impl Committer {
             return Err(Error::Fenced { held: self.identity.epoch, found });
         }
         let sent = self.window.iter_mut().find(|sent| sent.id == id);
-        sent.expect("an object that lands was sent").landed = true;
+        let sent = sent.expect("an object that lands was sent");
+        sent.landed = true;
+        if planted("acknowledged_out_of_order") {
+            sent.outcome.send_replace(Outcome::Durable);
+        }
         while let Some(lowest) = self.window.pop_front_if(|sent| sent.landed) {
             self.front.prove(lowest.last_seq);
             lowest.outcome.send_replace(Outcome::Durable);

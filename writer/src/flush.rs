@@ -12,8 +12,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use cairn_common::env::Env;
 use cairn_common::error::{Error, Result};
+use cairn_common::faults::planted;
 use cairn_common::format::edit::{Edit, Flush};
-use cairn_common::format::manifest::SstInfo;
+use cairn_common::format::manifest::{SstInfo, WalRange};
 use cairn_common::format::path::{Object, OutputId};
 use cairn_common::format::sst::{SstBuilder, SstOptions};
 use cairn_common::store::manifest::{Manifests, Snapshot};
@@ -62,13 +63,15 @@ impl Flusher {
             }
         };
         let (bytes, info): (Bytes, SstInfo) = self.env.cpu.run(build).await;
-        let sst = SstInfo { wal: Some(frozen.wal), ..info };
+        let skipped = u64::from(planted("flush_replays_from_one_too_far"));
+        let wal = WalRange { to: frozen.wal.to.plus(skipped), ..frozen.wal };
+        let sst = SstInfo { wal: Some(wal), ..info };
         tracing::info!(sst = %id, bytes = sst.bytes, entries = sst.entries, "flushing to L0");
         self.put(&Object::Sst(id), bytes).await?;
         let edit = Edit::Flush(Flush {
             epoch,
             sst: Some(sst),
-            replay_from: frozen.wal.to,
+            replay_from: wal.to,
             flushed_seq: frozen.last_seq,
             time_ms,
         });

@@ -17,6 +17,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use cairn_common::env::Env;
 use cairn_common::error::{Error, Result};
+use cairn_common::faults::planted;
 use cairn_common::format::manifest::WalRange;
 use cairn_common::format::path::Object;
 use cairn_common::format::wal::{WalKind, WalObject, encode_fence, seq_after_fence};
@@ -85,7 +86,7 @@ pub async fn take_over(takeover: &Takeover, claim: &Claim) -> Result<Taken> {
 
 /// How long after its proof a claim answers nothing: PROTOCOL T7.
 fn hold(claimed: &Claimed) -> Duration {
-    if claimed.replaced.writer.closed {
+    if claimed.replaced.writer.closed || planted("hold_is_skipped") {
         return Duration::ZERO;
     }
     let lease = Duration::from_millis(claimed.replaced.lease_ms);
@@ -176,6 +177,9 @@ impl<'a> Walk<'a> {
                     self.position = next;
                     self.last_seq = seq_after_fence(self.last_seq);
                     return self.still_ours().await;
+                }
+                Appended::Taken(object) if planted("takeover_skips_what_it_met") => {
+                    (self.position, self.last_seq) = (object.next(), object.last_seq());
                 }
                 Appended::Taken(object) => self.apply(object).await?,
             }

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use futures::future::try_join_all;
 
 use crate::error::Result;
+use crate::faults::planted;
 use crate::format::manifest::{Manifest, RunInfo};
 use crate::format::path::OutputId;
 use crate::lsm::memtable::{Memtable, SeqWindow};
@@ -42,7 +43,11 @@ impl View {
 
     /// The seqs that the view shows of its memtables.
     pub fn window(&self) -> SeqWindow {
-        SeqWindow { above: self.tree.manifest.flushed_seq, up_to: self.seq }
+        let above = match planted("view_shows_flushed_entries_twice") {
+            true => Seq::ZERO,
+            false => self.tree.manifest.flushed_seq,
+        };
+        SeqWindow { above, up_to: self.seq }
     }
 }
 

@@ -24,6 +24,7 @@ use super::manifest::{Manifest, RetiredObject, law};
 use super::path::{ManifestId, Object, OutputId};
 use super::run::Run;
 use super::wal::FENCE_BYTES;
+use crate::faults::planted;
 use crate::types::{Epoch, Role, WalId};
 
 /// One line of a listing.
@@ -111,9 +112,15 @@ impl Evidence {
         match stored.object {
             Object::Sst(id) => self.is_output_deletable(RetiredObject::Sst(id), id, grace),
             Object::Run(id) => self.is_output_deletable(RetiredObject::Run(id), id, grace),
-            Object::Wal(id) => id < self.wal_from && stored.bytes > FENCE_BYTES as u64,
+            Object::Wal(id) => {
+                let is_data =
+                    stored.bytes > FENCE_BYTES as u64 || planted("collector_deletes_fences");
+                id < self.wal_from && is_data
+            }
             Object::Manifest(id) => {
-                id.version < self.history_from && !self.pinned.contains(&id) && id != self.current
+                let is_history = id.version < self.history_from
+                    || planted("collector_deletes_bodies_that_are_not_named");
+                is_history && !self.pinned.contains(&id) && id != self.current
             }
             Object::Current | Object::Probe(_) => false,
         }
@@ -125,7 +132,10 @@ impl Evidence {
         }
         match self.retired_ms.get(&object) {
             Some(retired_ms) => grace.now_ms.saturating_sub(*retired_ms) > grace.retention_ms,
-            None => self.epochs.get(&id.role).is_some_and(|epoch| id.epoch < *epoch),
+            None => self
+                .epochs
+                .get(&id.role)
+                .is_some_and(|epoch| id.epoch < *epoch || planted("collector_ignores_epochs")),
         }
     }
 }

@@ -23,6 +23,7 @@ use futures::stream::{self, StreamExt};
 use super::manifest::{Manifests, Snapshot};
 use super::wal::Wal;
 use crate::error::{Error, Result};
+use crate::faults::planted;
 use crate::format::Corrupt;
 use crate::format::path::Object;
 use crate::format::wal::{WalKind, WalObject};
@@ -67,7 +68,11 @@ enum Verdict {
 /// read after it.
 fn judge(position: WalId, replay_from: WalId) -> Verdict {
     // INVARIANT: an id holds one object for as long as it is at or after `replay_from`.
-    if replay_from > position { Verdict::Overtaken } else { Verdict::Sound }
+    if replay_from > position && !planted("follower_trusts_its_first_read") {
+        Verdict::Overtaken
+    } else {
+        Verdict::Sound
+    }
 }
 
 impl Log {
