@@ -237,8 +237,8 @@ impl Truth {
             acknowledged.range(..tick).next_back().map_or(Seq::ZERO, |(_, highest)| *highest)
         };
         for (id, batch) in &history.batches {
-            // A writer that nobody has told yet that it is fenced still takes batches into memory. They
-            // are lost, which is all that their seq does not promise.
+            // A writer that has not heard yet that it is fenced still takes batches into memory.
+            // They are lost, which is all that their seq does not promise.
             let seq = match batch.told {
                 Told::Durable(seq) => seq,
                 Told::Memory(seq) if self.order.contains_key(&seq) => seq,

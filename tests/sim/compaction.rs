@@ -38,7 +38,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-const SEEDS: u64 = 80;
+const SEEDS: u64 = 48;
 const STEPS: u64 = 60;
 const KEYS: u64 = 24;
 

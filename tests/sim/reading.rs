@@ -82,10 +82,8 @@ impl Client {
     ) -> Result<Seq, Unanswered> {
         let began = self.world.ledger.tick();
         let deadline = Deadline::after(PATIENCE);
-        let staleness = match self.world.draw(|rng| rng.random_bool(0.3)) {
-            true => Staleness::Any,
-            false => Staleness::Bounded,
-        };
+        let stale_too = self.world.draw(|rng| rng.random_bool(0.3));
+        let staleness = if stale_too { Staleness::Any } else { Staleness::Bounded };
         let request = ReadRequest { min_seq, deadline, level: Level::Durable, staleness };
         for restarts in 0.. {
             let turn = shown.turn.lock().await;

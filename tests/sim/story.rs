@@ -53,7 +53,9 @@ pub(crate) async fn tell(seed: u64) -> Report {
     }
     (0..WRITERS).for_each(|number| cluster.start(Slot::Writer(number)));
     (0..READERS).for_each(|number| cluster.start(Slot::Reader(number)));
-    [Slot::Compactor, Slot::Collector].into_iter().for_each(|slot| cluster.start(slot));
+    for slot in [Slot::Compactor, Slot::Collector] {
+        cluster.start(slot);
+    }
     wreak_havoc(&world, &mut cluster).await;
     recover(&world, &mut cluster).await;
     stop.cancel();
@@ -170,7 +172,9 @@ async fn reckon(world: &Arc<World>, cluster: &mut Cluster) {
     cluster.shut_down().await;
     cluster.start(Slot::Usurper);
     last_state(world, cluster).await;
-    [Slot::Compactor, Slot::Collector].into_iter().for_each(|slot| cluster.start(slot));
+    for slot in [Slot::Compactor, Slot::Collector] {
+        cluster.start(slot);
+    }
     let tidy_at = world.now() + TIDYING;
     while world.now() < tidy_at {
         cluster.tend().await;

@@ -43,10 +43,8 @@ impl View {
 
     /// The seqs that the view shows of its memtables.
     pub fn window(&self) -> SeqWindow {
-        let above = match planted("view_shows_flushed_entries_twice") {
-            true => Seq::ZERO,
-            false => self.tree.manifest.flushed_seq,
-        };
+        let flushed = self.tree.manifest.flushed_seq;
+        let above = if planted("view_shows_flushed_entries_twice") { Seq::ZERO } else { flushed };
         SeqWindow { above, up_to: self.seq }
     }
 }

@@ -26,7 +26,7 @@ fn wal(id: u64) -> Object {
 }
 
 async fn found(store: &FaultyStore, object: Object) -> Option<Bytes> {
-    let path = object_store::path::Path::from(format!("db/{object}"));
+    let path = Path::from(format!("db/{object}"));
     store.objects().get(&path).await.ok()?.bytes().await.ok()
 }
 
@@ -106,7 +106,7 @@ async fn objects_are_stamped_with_the_time_of_the_world() {
 async fn a_write_lands_though_its_sender_is_gone() {
     let store = FaultyStore::new(1);
     let link = store.link();
-    let path = object_store::path::Path::from("db/wal/1");
+    let path = Path::from("db/wal/1");
     let mut put = Box::pin(link.put(&path, "sent".into()));
     assert!(futures::poll!(&mut put).is_pending());
     drop(put);
@@ -119,7 +119,7 @@ async fn a_write_lands_though_its_sender_is_gone() {
 async fn a_stalled_process_hears_nothing_while_others_work() {
     let store = FaultyStore::new(1);
     let (stalled, other) = (store.link(), store.link());
-    let path = object_store::path::Path::from("x");
+    let path = Path::from("x");
     other.put(&path, "1".into()).await.unwrap();
     stalled.stall(Duration::from_secs(10));
     let clock = TokioClock::starting_at(0);
