@@ -23,6 +23,11 @@ struct Cairn {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run a whole cluster on this machine, on a local directory
+    ///
+    /// Settings of the writer, the readers and the compactor are taken from their variables, such
+    /// as `CAIRN_WAL_INTERVAL` (`cairn-writer --help` has them all); each role gets those that it
+    /// knows. A file of settings is for one role: `CAIRN_CONFIG` is refused here. Ctrl-C stops the
+    /// cluster cleanly, a second one kills it.
     Up(up::UpArgs),
     /// Print the value of a key
     Get(point::GetArgs),

@@ -50,9 +50,13 @@ struct Cluster {
 
 impl Cluster {
     fn start() -> Self {
+        Self::start_at("127.0.0.1")
+    }
+
+    fn start_at(host: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut up = cairn()
-            .args(["up", "--port", "0", "--dir"])
+            .args(["up", "--host", host, "--port", "0", "--dir"])
             .arg(dir.path())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -277,6 +281,32 @@ fn what_dies_is_started_again_and_nothing_outlives_up() {
     wait_until("the end of the children", || {
         orphans.iter().all(|child| test_kill_process(*child).is_err())
     });
+}
+
+#[test]
+fn a_second_interrupt_kills_what_does_not_stop() {
+    let mut cluster = Cluster::start_at("localhost");
+    let all = children(cluster.up.id());
+    // It can take no signal but the one that kills.
+    kill_process(all[0], Signal::STOP).unwrap();
+    kill_process(pid(&cluster.up), Signal::INT).unwrap();
+    wait_until("the others to stop", || children(cluster.up.id()) == all[..1]);
+    kill_process(pid(&cluster.up), Signal::INT).unwrap();
+    let clock = SystemClock::default();
+    let began = clock.boot();
+    assert_eq!(cluster.up.wait().unwrap().code(), Some(1));
+    assert!(clock.boot().saturating_sub(began) < Duration::from_secs(20), "it waited all the same");
+    wait_until("the end of the last one", || test_kill_process(all[0]).is_err());
+}
+
+#[test]
+fn up_takes_no_file_of_settings() {
+    let dir = tempfile::tempdir().unwrap();
+    let output =
+        cairn().args(["up", "--dir"]).arg(dir.path()).env("CAIRN_CONFIG", "writer.toml").output();
+    let output = output.unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).starts_with("cairn: CAIRN_CONFIG names writer.toml"));
 }
 
 #[test]

@@ -2,16 +2,17 @@
 //!
 //! **Life**: takes the directory's lock; starts a writer, readers and a compactor as processes of
 //! this very executable; says where they listen once all are ready; starts again what dies; at
-//! SIGINT or SIGTERM stops them and waits for them.
+//! SIGINT or SIGTERM stops them and waits for them; at one more SIGINT kills them.
 //!
 //! **Invariants**
 //! - One `up` a directory, by a file lock that the kernel releases whatever happens.
 //! - No child outlives its `up`: the kernel sends it SIGTERM when `up` dies.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::{File, TryLockError};
 use std::io::Write as _;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -47,8 +48,8 @@ pub(crate) struct UpArgs {
     /// How many readers
     #[arg(long, default_value = "1", value_parser = clap::value_parser!(u16).range(0..=16))]
     readers: u16,
-    /// Address to listen on
-    #[arg(long, default_value = "127.0.0.1", value_name = "ADDR")]
+    /// Address to listen on, or a name that resolves to it
+    #[arg(long, default_value = "127.0.0.1", value_name = "HOST", value_parser = resolve)]
     host: IpAddr,
     /// Port of the writer; reader, compactor and more readers follow, operators' ports are 100
     /// above; 0 takes any
@@ -56,7 +57,11 @@ pub(crate) struct UpArgs {
     port: u16,
 }
 
+/// The variable by which a role finds its file of settings.
+const CONFIG_VARIABLE: &str = "CAIRN_CONFIG";
+
 pub(crate) async fn run(args: UpArgs) -> Outcome {
+    refuse_config(std::env::var_os(CONFIG_VARIABLE).as_deref())?;
     let lock = lock(&args.dir)?;
     let executable = std::env::current_exe()?;
     let children = args.children(&store_url(&args.dir)?);
@@ -98,13 +103,41 @@ pub(crate) async fn run(args: UpArgs) -> Outcome {
             },
             _ = terminate.recv() => stop.cancel(),
             _ = interrupt.recv() => {
-                note("stopping");
+                if stop.is_cancelled() {
+                    // A process is killed when the one that keeps it is dropped.
+                    keepers.shutdown().await;
+                    return Err(Failure::new("killed what had not stopped yet"));
+                }
+                note("stopping; Ctrl-C again kills");
                 stop.cancel();
             }
         }
     }
     drop(lock);
     outcome
+}
+
+/// A file holds the settings of one role; the others would refuse its keys, and not start.
+fn refuse_config(file: Option<&OsStr>) -> Outcome {
+    match file {
+        Some(file) if !file.is_empty() => Err(Failure::usage(format!(
+            "{CONFIG_VARIABLE} names {}, a file for one role, and `cairn up` runs three: unset it, \
+             and give settings by variables (each role takes its own)",
+            file.display()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// The address of a host; of several the first of IPv4, which is where clients look by default.
+fn resolve(host: &str) -> Result<IpAddr, String> {
+    if let Ok(address) = host.trim_start_matches('[').trim_end_matches(']').parse() {
+        return Ok(address);
+    }
+    let found = (host, 0).to_socket_addrs().map_err(|error| error.to_string())?;
+    let mut found: Vec<IpAddr> = found.map(|address| address.ip()).collect();
+    found.sort_by_key(IpAddr::is_ipv6);
+    found.first().copied().ok_or_else(|| "the name has no address".into())
 }
 
 /// Makes the directory, which is the root of the database, and takes it for this process.
@@ -187,6 +220,24 @@ mod tests {
             ]
         );
         assert!(places(&args(1, 0)).iter().all(|place| place.contains(":0 ")));
+    }
+
+    #[test]
+    fn hosts_are_addresses_or_names() {
+        assert_eq!(resolve("127.0.0.1"), Ok([127, 0, 0, 1].into()));
+        assert_eq!(resolve("[::1]"), Ok(std::net::Ipv6Addr::LOCALHOST.into()));
+        assert!(resolve("localhost").unwrap().is_loopback());
+        assert!(resolve("no such host").is_err());
+        assert!(resolve("").is_err());
+    }
+
+    #[test]
+    fn a_file_for_one_role_is_refused() {
+        refuse_config(None).unwrap();
+        refuse_config(Some(OsStr::new(""))).unwrap();
+        let failure = refuse_config(Some(OsStr::new("writer.toml"))).unwrap_err();
+        assert_eq!(failure.code, 2);
+        assert!(failure.text.starts_with("CAIRN_CONFIG names writer.toml"), "{failure}");
     }
 
     #[test]
