@@ -91,6 +91,7 @@ struct StatusArgs {
 }
 
 pub(crate) fn run(args: Vec<OsString>) -> ExitCode {
+    let is_explicit = args.iter().any(|arg| arg == "--");
     let cairn = match Cairn::try_parse_from(args) {
         Ok(cairn) => cairn,
         Err(error) => {
@@ -106,7 +107,11 @@ pub(crate) fn run(args: Vec<OsString>) -> ExitCode {
     if let Command::Role(role) = cairn.command {
         return up::run_role(role);
     }
-    match start(cairn.command) {
+    let checked = match &cairn.command {
+        Command::Put(put) if !is_explicit => put.refuse_unknown_flag(),
+        _ => Ok(()),
+    };
+    match checked.and_then(|()| start(cairn.command)) {
         Ok(()) | Err(Failure { reaction: Reaction::Hush, .. }) => ExitCode::SUCCESS,
         Err(failure) => {
             let written = writeln!(std::io::stderr(), "cairn: {failure}");

@@ -164,6 +164,15 @@ fn values_come_back(cluster: &Cluster) {
     let refused = cluster.client(&["put", "", "x"]);
     assert_eq!(refused.status.code(), Some(2));
     assert!(text(&refused.stderr).starts_with("cairn: invalid_key: "));
+    for value in ["-1", "-----BEGIN CERTIFICATE-----"] {
+        cluster.ok(&["put", "hyphen", value]);
+        assert_eq!(cluster.ok(&["get", "hyphen"]), value);
+    }
+    let mistyped = cluster.client(&["put", "hyphen", "--fiel=x"]);
+    assert_eq!(mistyped.status.code(), Some(2));
+    assert!(text(&mistyped.stderr).starts_with("cairn: unknown flag --fiel=x; "));
+    cluster.ok(&["put", "hyphen", "--", "--fiel=x"]);
+    assert_eq!(cluster.ok(&["get", "hyphen"]), "--fiel=x");
     let status: serde_json::Value = serde_json::from_str(&cluster.ok(&["status"])).unwrap();
     assert_eq!(status["role"], "writer");
     let nobody = cairn().args(["get", "a", "--url", "http://127.0.0.1:1"]).output().unwrap();

@@ -12,6 +12,7 @@ use crate::failure::{Failure, Outcome, Reaction};
 pub(crate) mod jobs;
 pub(crate) mod load;
 pub(crate) mod point;
+mod save;
 pub(crate) mod scan;
 mod source;
 

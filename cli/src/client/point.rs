@@ -10,6 +10,7 @@ use cairn_common::http::keys::Key;
 use clap::Args;
 use reqwest::Method;
 
+use super::save::Replacement;
 use super::{Client, Unanswered};
 use crate::args::Target;
 use crate::failure::{Failure, Outcome};
@@ -18,7 +19,7 @@ use crate::output::{readable, stdout};
 #[derive(Debug, Args)]
 pub(crate) struct GetArgs {
     key: OsString,
-    /// Write the value to a file
+    /// Write the value to a file, which is replaced once the whole value is there
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     #[command(flatten)]
@@ -28,7 +29,9 @@ pub(crate) struct GetArgs {
 #[derive(Debug, Args)]
 pub(crate) struct PutArgs {
     key: OsString,
-    /// The value; `-`, or none, reads it from stdin
+    /// The value; `-`, or none, reads it from stdin. What looks like a flag is taken for a value
+    /// behind `--` alone: `cairn put KEY -- --flag`
+    #[arg(allow_hyphen_values = true)]
     value: Option<OsString>,
     /// Read the value from a file
     #[arg(long, value_name = "FILE", conflicts_with = "value")]
@@ -44,6 +47,23 @@ pub(crate) struct DelArgs {
     target: Target,
 }
 
+impl PutArgs {
+    /// Refuses a value that is more likely a flag mistyped; to be called where no `--` stood before
+    /// the value. `-1` and `-----BEGIN CERTIFICATE-----` are values.
+    pub(crate) fn refuse_unknown_flag(&self) -> Outcome {
+        let value = self.value.as_ref().map(|value| value.to_string_lossy());
+        let name = value.as_deref().and_then(|value| value.strip_prefix("--"));
+        match name {
+            Some(name) if name.starts_with(|first: char| first.is_ascii_lowercase()) => {
+                Err(Failure::usage(format!(
+                    "unknown flag --{name}; if it is the value, write it behind `--`"
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 pub(crate) async fn get(args: GetArgs) -> Outcome {
     let key = args.key.into_vec();
     let client = Client::new(&args.target, Unanswered::Fails)?;
@@ -51,17 +71,19 @@ pub(crate) async fn get(args: GetArgs) -> Outcome {
     let sent = client.send(|| client.request(Method::GET, &path)).await;
     let mut response = sent.map_err(|failure| absent(failure, &key))?;
     // The value is written as it comes: it may be larger than what a terminal's pipe holds.
-    let mut out: Box<dyn std::io::Write> = match &args.out {
-        Some(path) => {
-            let file = std::fs::File::create(path).map_err(|error| Failure::at(path, error))?;
-            Box::new(file)
+    let Some(path) = &args.out else {
+        let mut out = stdout();
+        while let Some(piece) = response.chunk().await? {
+            out.write_all(&piece)?;
         }
-        None => Box::new(stdout()),
+        return Ok(out.flush()?);
     };
+    let wrong = |error| Failure::at(path, error);
+    let mut file = Replacement::begin(path).map_err(wrong)?;
     while let Some(piece) = response.chunk().await? {
-        out.write_all(&piece)?;
+        file.write_all(&piece).map_err(wrong)?;
     }
-    Ok(out.flush()?)
+    file.finish().map_err(wrong)
 }
 
 pub(crate) async fn put(args: PutArgs) -> Outcome {
