@@ -65,10 +65,11 @@ pub(crate) struct Target {
     /// URL of a writer or a reader
     #[arg(long, env = "CAIRN_URL", default_value = "http://127.0.0.1:7001", value_name = "URL")]
     pub(crate) url: String,
-    /// Sent as `authorization: Bearer ...`
+    /// Sent as `authorization: Bearer ...`, for a proxy before the servers: they ignore it
     #[arg(long, env = "CAIRN_TOKEN", hide_env_values = true)]
     pub(crate) token: Option<String>,
-    /// How long a request that is refused with 429 or 503 is tried again
+    /// How long a request that is refused with 429 or 503 is tried again; by `load`, also one that
+    /// was answered with 408, 502, 504 or not at all, for a minute at least
     #[arg(long, default_value = "10s", value_name = "DUR")]
     pub(crate) retry_for: Span,
 }

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test ends at its first surprise")]
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
@@ -135,6 +136,7 @@ fn a_cluster_serves_a_client() {
     values_come_back(&cluster);
     what_was_loaded_is_dumped(&cluster);
     a_directory_becomes_keys(&cluster);
+    the_largest_value_goes_round(&cluster);
     the_bucket_can_be_looked_into(&cluster);
     a_second_up_is_refused(&cluster);
     cluster.stop();
@@ -224,9 +226,63 @@ fn a_directory_becomes_keys(cluster: &Cluster) {
     std::fs::create_dir_all(tree.join("sub")).unwrap();
     write(&tree.join("sub/small"), b"\xfe small");
     write(&tree.join("large"), &vec![7; 1 << 20]);
-    cluster.ok(&["load", tree.to_str().unwrap()]);
+    std::os::unix::fs::symlink("nowhere", tree.join("sub/zombie")).unwrap();
+    let refused = cluster.client(&["load", tree.to_str().unwrap()]);
+    assert_eq!(refused.status.code(), Some(2));
+    let said = text(&refused.stderr);
+    assert!(said.contains("sub/zombie (a link that leads nowhere"), "{said}");
+    assert_eq!(cluster.client(&["get", "large"]).status.code(), Some(1), "nothing was sent");
+    std::fs::remove_file(tree.join("sub/zombie")).unwrap();
+    std::os::unix::fs::symlink(&tree, tree.join("circle")).unwrap();
+    let loaded = cluster.client(&["load", tree.to_str().unwrap()]);
+    let said = text(&loaded.stderr);
+    assert!(loaded.status.success(), "{said}");
+    assert!(said.contains("circle: it is a link to a directory\n"), "{said}");
+    assert!(said.ends_with("skipped 1 that are neither files nor directories\n"), "{said}");
     assert_eq!(cluster.client(&["get", "sub/small"]).stdout, b"\xfe small");
     assert_eq!(cluster.client(&["get", "large"]).stdout, vec![7; 1 << 20]);
+}
+
+/// Every byte of it is six in JSON.
+fn the_largest_value_goes_round(cluster: &Cluster) {
+    let value = vec![1; 16 << 20];
+    let file = cluster.dir.path().join("largest");
+    write(&file, &value);
+    cluster.ok(&["put", "largest", "--file", file.to_str().unwrap()]);
+    let scanned = cluster.client(&["scan", "--prefix", "largest"]);
+    assert!(scanned.status.success(), "{}", text(&scanned.stderr));
+    assert_eq!(scanned.stdout.len(), "largest\t\n".len() + value.len());
+    let dumped = cluster.ok(&["dump", "--prefix", "largest"]);
+    assert!(dumped.len() < 24 << 20, "{} bytes", dumped.len());
+    let escaped = "\\u0001".repeat(value.len());
+    let escaped = format!("{{\"op\":\"put\",\"key\":\"largest/b\",\"value\":\"{escaped}\"}}\n");
+    let lines = dumped.replace("largest", "largest/a") + &escaped;
+    let source = cluster.dir.path().join("largest.ndjson");
+    write(&source, lines.as_bytes());
+    cluster.ok(&["load", source.to_str().unwrap()]);
+    for key in ["largest/a", "largest/b"] {
+        assert!(cluster.client(&["get", key]).stdout == value, "{key} is another value");
+    }
+}
+
+#[test]
+fn a_value_that_breaks_off_leaves_no_file() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+        while !lines.next().unwrap().unwrap().is_empty() {}
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf").unwrap();
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("value");
+    write(&out, b"before");
+    let output = cairn().args(["get", "a", "--url", &url, "--out"]).arg(&out).output().unwrap();
+    server.join().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    assert_eq!(std::fs::read(&out).unwrap(), b"before");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
 }
 
 fn the_bucket_can_be_looked_into(cluster: &Cluster) {

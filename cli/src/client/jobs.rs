@@ -19,7 +19,7 @@ const POLL: Duration = Duration::from_millis(300);
 
 #[derive(Debug, Args)]
 pub(crate) struct CompactArgs {
-    /// URL of the compactor
+    /// URL of the compactor; `CAIRN_URL`, that of a writer or reader, does not count here
     #[arg(
         long,
         env = "CAIRN_COMPACTOR_URL",
@@ -27,7 +27,7 @@ pub(crate) struct CompactArgs {
         value_name = "URL"
     )]
     url: String,
-    /// Sent as `authorization: Bearer ...`
+    /// Sent as `authorization: Bearer ...`, for a proxy before the servers: they ignore it
     #[arg(long, env = "CAIRN_TOKEN", hide_env_values = true)]
     token: Option<String>,
 }

@@ -3,9 +3,11 @@
 //! **Invariants**
 //! - What the source says of one key is written in the order of the source: keys are dealt to
 //!   lanes by hash, and a lane sends one batch after the other.
-//! - A refused or unanswered batch is sent again: its operations are puts and deletes, and nothing
-//!   else of its lane was sent in between, so twice is the same as once.
-//! - Memory: three batches a lane (one being filled, one waiting, one on its way).
+//! - A batch that is refused, late or unanswered is sent again: its operations are puts and
+//!   deletes, and nothing else of its lane was sent in between, so twice is the same as once.
+//! - Memory: three batches a lane (one being filled, one waiting, one on its way). A large value
+//!   goes on its own, as raw bytes: in a batch it would come near the largest body.
+//! - What cannot be loaded of a directory is found before anything is sent.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,6 +20,7 @@ use cairn_common::config::Span;
 use cairn_common::format::filter::KeyHash;
 use cairn_common::http::api::NDJSON;
 use cairn_common::http::keys::Key;
+use cairn_common::http::request::CAIRN_TIMEOUT;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use reqwest::{Method, header};
@@ -34,13 +37,25 @@ use crate::output::{human_bytes, note};
 const BATCH_OPS: usize = 1_000;
 /// Or at so many bytes; one operation may be larger.
 const BATCH_BYTES: usize = 2 << 20;
+/// What a request asks for as its deadline: a large value on a thin line takes longer than the
+/// default, and there is time for another try.
+const REQUEST_TIMEOUT: &str = "25s";
 /// Between two lines of progress where stderr is no terminal.
 const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Args)]
 pub(crate) struct LoadArgs {
-    /// FILE.ndjson (a line = one operation as in a batch), FILE.tsv, a directory (relative path to
-    /// bytes), or `-` for NDJSON from stdin
+    /// FILE.ndjson, FILE.tsv, a directory, or `-` for NDJSON from stdin
+    ///
+    /// NDJSON: one operation a line, as in a batch; `cairn dump` writes it.
+    ///
+    /// TSV: key, tab, value, taken byte by byte, without quotes or escapes. Where the first line
+    /// ends in CR LF, lines end in CR LF; otherwise they end in LF, and a CR before it is of the
+    /// value.
+    ///
+    /// Directory: each file's path in it is a key, its content the value. Links to files are
+    /// followed; links to directories, FIFOs, sockets and devices are skipped. Nothing is loaded if
+    /// a file cannot be read or is larger than a value may be.
     source: PathBuf,
     /// Batches on their way at one time
     #[arg(long, default_value = "16", value_parser = clap::value_parser!(u8).range(1..=64))]
@@ -53,7 +68,22 @@ pub(crate) struct LoadArgs {
 #[derive(Debug)]
 enum Parcel {
     Batch(Batch),
-    File { key: Vec<u8>, path: PathBuf, bytes: u64 },
+    Single(Single),
+}
+
+/// A value that goes on its own.
+#[derive(Debug)]
+struct Single {
+    key: Vec<u8>,
+    value: Value,
+    source_bytes: u64,
+}
+
+#[derive(Debug)]
+enum Value {
+    /// Of this line of the source.
+    Bytes(u64, Bytes),
+    File(PathBuf),
 }
 
 #[derive(Debug, Default)]
@@ -66,13 +96,14 @@ struct Batch {
 
 pub(crate) async fn load(args: LoadArgs) -> Outcome {
     let source = Source::of(args.source)?;
+    let (bytes, skipped) = source.survey()?;
     let mut target = args.target;
     // Long enough for a writer to be replaced while a large load runs.
     target.retry_for = target.retry_for.max(Span(Duration::from_mins(1)));
     let client = Client::new(&target, Unanswered::Retries)?;
     let clock = SystemClock::default();
     let began = clock.boot();
-    let progress = Arc::new(Progress::new(source.bytes()));
+    let progress = Arc::new(Progress::new(bytes));
     let mut tasks = JoinSet::new();
     let mut lanes = Vec::new();
     for _ in 0..args.concurrency {
@@ -81,8 +112,11 @@ pub(crate) async fn load(args: LoadArgs) -> Outcome {
         tasks.spawn(run_lane(client.clone(), receiver, Arc::clone(&progress)));
     }
     tasks.spawn_blocking(move || deal(&source, lanes));
-    watch(tasks, &progress).await?;
+    watch(tasks, &progress).await.map_err(|failure| progress.broken_off(&failure))?;
     progress.finish(clock.boot().saturating_sub(began));
+    if skipped > 0 {
+        note(&format!("skipped {skipped} that are neither files nor directories"));
+    }
     Ok(())
 }
 
@@ -140,11 +174,16 @@ impl Lane {
                 self.batch.source_bytes += item.source_bytes;
                 if self.batch.lines.len() >= BATCH_OPS { self.flush() } else { Ok(()) }
             }
-            Content::File(path) => {
-                self.flush()?;
-                self.send(Parcel::File { key: item.key, path, bytes: item.source_bytes })
+            Content::Value(bytes) => {
+                self.send_alone(item.key, Value::Bytes(item.line, bytes), item.source_bytes)
             }
+            Content::File(path) => self.send_alone(item.key, Value::File(path), item.source_bytes),
         }
+    }
+
+    fn send_alone(&mut self, key: Vec<u8>, value: Value, source_bytes: u64) -> Outcome {
+        self.flush()?;
+        self.send(Parcel::Single(Single { key, value, source_bytes }))
     }
 }
 
@@ -164,31 +203,44 @@ async fn run_lane(
     progress: Arc<Progress>,
 ) -> Outcome {
     while let Some(parcel) = parcels.recv().await {
-        match parcel {
-            Parcel::Batch(batch) => {
-                let body = Bytes::from(batch.body);
-                let make = || {
-                    let request = client.request(Method::POST, "/v1/batch");
-                    request.header(header::CONTENT_TYPE, NDJSON).body(body.clone())
-                };
-                let sent = client.send(make).await;
-                sent.map_err(|failure| name_line(failure, &batch.lines))?;
-                progress.add(batch.lines.len() as u64, batch.source_bytes);
-            }
-            Parcel::File { key, path, bytes } => {
-                let value = tokio::fs::read(&path).await;
-                let value = Bytes::from(value.map_err(|error| Failure::at(&path, error))?);
-                let name = Key::to_path(&key);
-                let make = || client.request(Method::PUT, &name).body(value.clone());
-                client.send(make).await.map_err(|failure| Failure {
-                    text: format!("{}: {}", path.display(), failure.text),
-                    ..failure
-                })?;
-                progress.add(1, bytes);
-            }
-        }
+        let (operations, source_bytes) = match parcel {
+            Parcel::Batch(batch) => (batch.lines.len() as u64, send_batch(&client, batch).await?),
+            Parcel::Single(single) => (1, send_single(&client, single).await?),
+        };
+        progress.add(operations, source_bytes);
     }
     Ok(())
+}
+
+/// Returns the bytes of the source that are done with.
+async fn send_batch(client: &Client, batch: Batch) -> Outcome<u64> {
+    let body = Bytes::from(batch.body);
+    let make = || {
+        let request =
+            client.request(Method::POST, "/v1/batch").header(CAIRN_TIMEOUT, REQUEST_TIMEOUT);
+        request.header(header::CONTENT_TYPE, NDJSON).body(body.clone())
+    };
+    client.send(make).await.map_err(|failure| name_line(failure, &batch.lines))?;
+    Ok(batch.source_bytes)
+}
+
+/// The same for one value.
+async fn send_single(client: &Client, single: Single) -> Outcome<u64> {
+    let (value, origin) = match single.value {
+        Value::Bytes(line, bytes) => (bytes, format!("line {line}")),
+        Value::File(path) => {
+            let value = tokio::fs::read(&path).await.map_err(|error| Failure::at(&path, error))?;
+            (value.into(), path.display().to_string())
+        }
+    };
+    let name = Key::to_path(&single.key);
+    let make = || {
+        let request = client.request(Method::PUT, &name).header(CAIRN_TIMEOUT, REQUEST_TIMEOUT);
+        request.body(value.clone())
+    };
+    let named = |failure: Failure| Failure { text: format!("{origin}: {failure}"), ..failure };
+    client.send(make).await.map_err(named)?;
+    Ok(single.source_bytes)
 }
 
 /// The server counts lines of the batch, people those of the source.
@@ -243,6 +295,17 @@ impl Progress {
             let (operations, bytes) = (self.operations(), human_bytes(self.bar.position()));
             note(&format!("{operations} operations, {bytes} so far"));
         }
+    }
+
+    /// The failure, and what it leaves behind.
+    fn broken_off(&self, failure: &Failure) -> Failure {
+        self.bar.finish_and_clear();
+        let operations = self.operations();
+        let text = format!(
+            "{failure}; {operations} operations were loaded before, and to load all again does no \
+             harm"
+        );
+        Failure { code: failure.code, text, reaction: failure.reaction }
     }
 
     fn finish(&self, took: Duration) {

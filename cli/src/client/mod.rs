@@ -10,11 +10,13 @@ use crate::args::Target;
 use crate::failure::{Failure, Outcome, Reaction};
 
 pub(crate) mod jobs;
+mod line;
 pub(crate) mod load;
 pub(crate) mod point;
 mod save;
 pub(crate) mod scan;
 mod source;
+mod tree;
 
 /// Between two tries where the server names no time.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
@@ -25,7 +27,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Without a byte for so long, a reply is broken.
 const READ_TIMEOUT: Duration = Duration::from_secs(90);
 
-/// What goes wrong with a request that was never answered.
+/// What becomes of a request that was never answered, or whose answer leaves open what it did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unanswered {
     /// Is told at once.
@@ -93,7 +95,8 @@ impl Client {
 
     /// The successful response to a request, which `make` makes anew for every try.
     ///
-    /// A 429 or 503 is tried again after as long as it says, for `--retry-for` in all.
+    /// A 429 or 503 is tried again after as long as it says, for `--retry-for` in all; where
+    /// requests may be sent twice, so is what ran out of time here, there or in between.
     pub(crate) async fn send(&self, make: impl Fn() -> RequestBuilder) -> Outcome<Response> {
         let clock = SystemClock::default();
         let give_up = clock.boot() + self.retry_for;
@@ -102,7 +105,7 @@ impl Client {
                 Ok(response) if response.status().is_success() => return Ok(response),
                 Ok(response) => {
                     let pause = retry_after(&response);
-                    (problem(response).await, pause)
+                    (self.problem(response).await, pause)
                 }
                 Err(error) => {
                     let mut failure = Failure::from(error.without_url());
@@ -119,30 +122,38 @@ impl Client {
             tokio::time::sleep(pause).await;
         }
     }
+
+    /// What a response that is no success says.
+    async fn problem(&self, response: Response) -> Failure {
+        let status = response.status();
+        let body = response.bytes().await.unwrap_or_default();
+        let text = match serde_json::from_slice::<ProblemBody>(&body) {
+            Ok(problem) => {
+                let outcome = problem.outcome.map(|outcome| format!(" ({outcome})"));
+                format!("{}: {}{}", problem.code, problem.detail, outcome.unwrap_or_default())
+            }
+            Err(_) => format!("the server answered {status}"),
+        };
+        match status {
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
+                Failure::passing(text)
+            }
+            // The first is a proxy's whose server went away.
+            StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT | StatusCode::REQUEST_TIMEOUT
+                if self.unanswered == Unanswered::Retries =>
+            {
+                Failure::passing(text)
+            }
+            StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE => Failure::usage(text),
+            _ => Failure::new(text),
+        }
+    }
 }
 
 fn retry_after(response: &Response) -> Duration {
     let text = response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
     let seconds = text.and_then(|text| text.parse().ok());
     seconds.map_or(RETRY_PAUSE, Duration::from_secs).clamp(RETRY_PAUSE, RETRY_PAUSE_MAX)
-}
-
-/// What a response that is no success says.
-async fn problem(response: Response) -> Failure {
-    let status = response.status();
-    let body = response.bytes().await.unwrap_or_default();
-    let text = match serde_json::from_slice::<ProblemBody>(&body) {
-        Ok(problem) => {
-            let outcome = problem.outcome.map(|outcome| format!(" ({outcome})"));
-            format!("{}: {}{}", problem.code, problem.detail, outcome.unwrap_or_default())
-        }
-        Err(_) => format!("the server answered {status}"),
-    };
-    match status {
-        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => Failure::passing(text),
-        StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE => Failure::usage(text),
-        _ => Failure::new(text),
-    }
 }
 
 #[cfg(test)]

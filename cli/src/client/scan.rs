@@ -7,13 +7,13 @@ use std::io::Write as _;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use cairn_common::http::api::{NDJSON, write_bytes};
+use cairn_common::http::api::NDJSON;
 use cairn_common::types::{Direction, KeyRange};
 use clap::Args;
 use reqwest::{Method, header};
 use serde::Deserialize;
 
-use super::source::Bytes64;
+use super::line::{Bytes64, LINE_BYTES_MAX, write_put};
 use super::{Client, Unanswered};
 use crate::args::Target;
 use crate::failure::{Failure, Outcome};
@@ -21,8 +21,6 @@ use crate::output::stdout;
 
 /// Tries to take up a stream again without an entry in between.
 const BREAKS_MAX: u32 = 5;
-/// The longest line: the largest value in base64, and its key.
-const LINE_BYTES_MAX: usize = 32 << 20;
 
 #[derive(Debug, Args)]
 #[expect(clippy::struct_excessive_bools, reason = "the flags of a command line")]
@@ -120,11 +118,8 @@ pub(crate) async fn dump(args: DumpArgs) -> Outcome {
     let mut line = Vec::new();
     let write = |_: &[u8], entry: &Entry| {
         line.clear();
-        line.extend_from_slice(b"{\"op\":\"put\",");
-        write_bytes(&mut line, "key", &entry.key);
-        line.push(b',');
-        write_bytes(&mut line, "value", entry.value.as_deref().unwrap_or_default());
-        line.extend_from_slice(b"}\n");
+        write_put(&mut line, &entry.key, entry.value.as_deref().unwrap_or_default());
+        line.push(b'\n');
         out.write_all(&line)
     };
     Stream::new(&args.target, asked)?.run(write).await?;

@@ -1,34 +1,19 @@
 //! What `cairn load` reads: operations as lines, tab-separated pairs, the files of a directory.
 
-use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use cairn_common::http::api::write_bytes;
+use bytes::Bytes;
 use cairn_common::limits::VALUE_BYTES_MAX;
-use serde::{Deserialize, Deserializer};
 
+use super::line::{self, LINE_BYTES_MAX};
+use super::tree::{Found, Survey, too_large, walk};
 use crate::failure::{Failure, Outcome};
 
-/// Files above this go on their own, raw: in a batch they would be base64 within JSON.
-const SMALL_FILE_BYTES: u64 = 256 * 1024;
-/// The longest line: the largest value in base64, its key, and some JSON.
-const LINE_BYTES_MAX: u64 = 32 << 20;
-
-/// Bytes that stand as base64 in JSON.
-#[derive(Debug)]
-pub(super) struct Bytes64(pub(super) Vec<u8>);
-
-impl<'de> Deserialize<'de> for Bytes64 {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = Cow::<'de, str>::deserialize(deserializer)?;
-        STANDARD.decode(&*text).map(Self).map_err(serde::de::Error::custom)
-    }
-}
+/// Values above this go on their own, raw: in a batch they would be text or base64 within JSON.
+const SMALL_VALUE_BYTES: usize = 256 * 1024;
 
 /// Where entries come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,16 +42,10 @@ pub(super) struct Item {
 pub(super) enum Content {
     /// An operation as a line of a batch, without its end.
     Operation(Vec<u8>),
+    /// The key gets this value.
+    Value(Bytes),
     /// The key's value is the content of this file.
     File(PathBuf),
-}
-
-/// The key of an operation; the rest is the server's to judge.
-#[derive(Deserialize)]
-struct KeyOf<'a> {
-    #[serde(borrow)]
-    key: Option<Cow<'a, str>>,
-    key_b64: Option<Bytes64>,
 }
 
 impl Source {
@@ -86,17 +65,17 @@ impl Source {
         }
     }
 
-    /// All bytes that will be read, where that is known.
-    pub(super) fn bytes(&self) -> Option<u64> {
+    /// What is known before anything is read: bytes, and what is left out.
+    ///
+    /// Fails where something in a directory cannot be loaded.
+    pub(super) fn survey(&self) -> Outcome<(Option<u64>, usize)> {
         match self {
-            Self::Lines(path) | Self::Pairs(path) => path.metadata().ok().map(|meta| meta.len()),
+            Self::Lines(path) | Self::Pairs(path) => {
+                Ok((path.metadata().ok().map(|meta| meta.len()), 0))
+            }
             Self::Tree(path) => {
-                let mut bytes = 0;
-                let counted = walk(path, &mut |_, size| {
-                    bytes += size;
-                    Ok(())
-                });
-                counted.is_ok().then_some(bytes)
+                let survey = Survey::of(path)?;
+                Ok((Some(survey.bytes), survey.skipped))
             }
         }
     }
@@ -104,14 +83,49 @@ impl Source {
     /// Hands on everything, in the order of the source. Blocks.
     pub(super) fn read(&self, take: &mut dyn FnMut(Item) -> Outcome) -> Outcome {
         match self {
-            Self::Lines(path) => each_line(path, &mut |line, text| take(operation(line, text)?)),
-            Self::Pairs(path) => each_line(path, &mut |line, text| take(pair(line, text)?)),
-            Self::Tree(root) => walk(root, &mut |path, bytes| take(file(root, path, bytes)?)),
+            Self::Lines(path) => each_line(path, &mut |line, text| match text.trim_ascii() {
+                b"" => Ok(()),
+                _ => take(operation(line, text)?),
+            }),
+            Self::Pairs(path) => {
+                // SUBTLE: the first line decides, as for COPY of PostgreSQL: in a file of LF lines
+                // a value may well end in CR.
+                let mut ends = None;
+                each_line(path, &mut |line, text| {
+                    let end = *ends.get_or_insert_with(|| LineEnd::of(text));
+                    take(pair(line, end.strip(text))?)
+                })
+            }
+            Self::Tree(root) => walk(root, &mut |path, found| match found {
+                Found::File(bytes) => take(file(root, path, bytes)?),
+                Found::Skipped(_) => Ok(()),
+                Found::Wrong(why) => Err(Failure::at(path, why)),
+            }),
         }
     }
 }
 
-/// Every line that is not blank, with its number, without its end.
+/// How the lines of a file of pairs end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LineEnd {
+    Lf,
+    CrLf,
+}
+
+impl LineEnd {
+    fn of(first: &[u8]) -> Self {
+        if first.ends_with(b"\r") { Self::CrLf } else { Self::Lf }
+    }
+
+    fn strip(self, text: &[u8]) -> &[u8] {
+        match self {
+            Self::Lf => text,
+            Self::CrLf => text.strip_suffix(b"\r").unwrap_or(text),
+        }
+    }
+}
+
+/// Every line that is not empty, with its number, without its LF.
 fn each_line(path: &Path, take: &mut dyn FnMut(u64, &[u8]) -> Outcome) -> Outcome {
     let at = |line: u64, failure: Failure| {
         let text = format!("{}:{line}: {}", path.display(), failure.text);
@@ -126,7 +140,7 @@ fn each_line(path: &Path, take: &mut dyn FnMut(u64, &[u8]) -> Outcome) -> Outcom
     let mut text = Vec::new();
     for line in 1.. {
         text.clear();
-        let mut bounded = (&mut reader).take(LINE_BYTES_MAX);
+        let mut bounded = (&mut reader).take(LINE_BYTES_MAX as u64);
         let read = bounded.read_until(b'\n', &mut text);
         let read = read.map_err(|error| Failure::at(path, error))?;
         if read == 0 {
@@ -134,10 +148,10 @@ fn each_line(path: &Path, take: &mut dyn FnMut(u64, &[u8]) -> Outcome) -> Outcom
         }
         if text.last() == Some(&b'\n') {
             text.pop();
-        } else if text.len() as u64 == LINE_BYTES_MAX {
+        } else if text.len() == LINE_BYTES_MAX {
             return Err(at(line, Failure::new("the line is too long")));
         }
-        if !text.trim_ascii().is_empty() {
+        if !matches!(&*text, b"" | b"\r") {
             take(line, &text).map_err(|failure| at(line, failure))?;
         }
     }
@@ -145,14 +159,14 @@ fn each_line(path: &Path, take: &mut dyn FnMut(u64, &[u8]) -> Outcome) -> Outcom
 }
 
 fn operation(line: u64, text: &[u8]) -> Outcome<Item> {
-    let named: KeyOf<'_> = serde_json::from_slice(text)
-        .map_err(|error| Failure::new(format!("no operation: {error}")))?;
-    let key = match (named.key, named.key_b64) {
-        (Some(text), None) => text.into_owned().into_bytes(),
-        (None, Some(bytes)) => bytes.0,
-        _ => return Err(Failure::new("the operation has not one of key and key_b64")),
-    };
     let source_bytes = text.len() as u64 + 1;
+    if text.len() > SMALL_VALUE_BYTES
+        && let Some((key, value)) = line::put_of(text)?
+    {
+        let content = Content::Value(value.into());
+        return Ok(Item { key, content, line, source_bytes });
+    }
+    let key = line::key_of(text)?;
     Ok(Item { key, content: Content::Operation(text.to_vec()), line, source_bytes })
 }
 
@@ -166,48 +180,26 @@ fn pair(line: u64, text: &[u8]) -> Outcome<Item> {
 }
 
 fn put(key: &[u8], value: &[u8]) -> Content {
-    let mut line = b"{\"op\":\"put\",".to_vec();
-    write_bytes(&mut line, "key", key);
-    line.push(b',');
-    write_bytes(&mut line, "value", value);
-    line.push(b'}');
+    if value.len() > SMALL_VALUE_BYTES {
+        return Content::Value(Bytes::copy_from_slice(value));
+    }
+    let mut line = Vec::new();
+    line::write_put(&mut line, key, value);
     Content::Operation(line)
 }
 
 fn file(root: &Path, path: &Path, bytes: u64) -> Outcome<Item> {
     let key = path.strip_prefix(root).unwrap_or(path).as_os_str().as_bytes().to_vec();
+    // It may have grown since it was looked at.
     if bytes > VALUE_BYTES_MAX as u64 {
-        let text = format!("{bytes} bytes are above the largest value, {VALUE_BYTES_MAX} bytes");
-        return Err(Failure::at(path, text));
+        return Err(Failure::at(path, too_large(bytes)));
     }
-    let content = if bytes <= SMALL_FILE_BYTES {
+    let content = if bytes <= SMALL_VALUE_BYTES as u64 {
         put(&key, &std::fs::read(path).map_err(|error| Failure::at(path, error))?)
     } else {
         Content::File(path.to_owned())
     };
     Ok(Item { key, content, line: 0, source_bytes: bytes })
-}
-
-/// Every file under a directory with its size, in the order of names.
-fn walk(directory: &Path, take: &mut dyn FnMut(&Path, u64) -> Outcome) -> Outcome {
-    let wrong = |error| Failure::at(directory, error);
-    let entries = std::fs::read_dir(directory).map_err(wrong)?;
-    let mut paths = Vec::new();
-    for entry in entries {
-        paths.push(entry.map_err(wrong)?.path());
-    }
-    paths.sort();
-    for path in paths {
-        // Links are followed to files and not to directories: those may form circles.
-        let is_link = path.is_symlink();
-        let meta = path.metadata().map_err(|error| Failure::at(&path, error))?;
-        if meta.is_dir() && !is_link {
-            walk(&path, take)?;
-        } else if meta.is_file() {
-            take(&path, meta.len())?;
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -219,6 +211,7 @@ mod tests {
         source.read(&mut |item| {
             let content = match item.content {
                 Content::Operation(line) => String::from_utf8(line).unwrap(),
+                Content::Value(value) => format!("{} bytes", value.len()),
                 Content::File(path) => path.display().to_string(),
             };
             items.push((String::from_utf8_lossy(&item.key).into_owned(), content));
@@ -263,6 +256,47 @@ mod tests {
     }
 
     #[test]
+    fn the_first_line_says_how_lines_end() {
+        let (_dir, source) = in_file("x.tsv", b"a\tone\r\n\r\nb\ttwo\r\r\nc\tthree\n");
+        let values = |source: Outcome<Source>| {
+            let items = read(&source.unwrap()).unwrap();
+            items.into_iter().map(|(_, put)| put).collect::<Vec<_>>()
+        };
+        let put = |key: &str, value: &str| {
+            format!("{{\"op\":\"put\",\"key\":\"{key}\",\"value\":\"{value}\"}}")
+        };
+        let expected = [put("a", "one"), put("b", "two\\r"), put("c", "three")];
+        assert_eq!(values(source), expected);
+        let (_dir, source) = in_file("x.tsv", b"a\tone\nb\ttwo\r\n \t \n");
+        assert_eq!(values(source), [put("a", "one"), put("b", "two\\r"), put(" ", " ")]);
+    }
+
+    #[test]
+    fn large_values_go_on_their_own() {
+        let large = "\\u0001".repeat(SMALL_VALUE_BYTES / 6 + 1);
+        let text = format!("{{\"op\":\"put\",\"key\":\"a\",\"value\":\"{large}\"}}\n");
+        let (_dir, source) = in_file("x.ndjson", text.as_bytes());
+        let count = SMALL_VALUE_BYTES / 6 + 1;
+        assert_eq!(read(&source.unwrap()).unwrap(), [("a".into(), format!("{count} bytes"))]);
+        let value = vec![b'x'; SMALL_VALUE_BYTES + 1];
+        let (_dir, source) = in_file("x.tsv", &[b"a\t", &value[..], b"\n"].concat());
+        let count = value.len();
+        assert_eq!(read(&source.unwrap()).unwrap(), [("a".into(), format!("{count} bytes"))]);
+    }
+
+    #[test]
+    fn a_file_that_vanishes_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["a", "b"] {
+            std::fs::write(dir.path().join(name), "x").unwrap();
+        }
+        let source = Source::of(dir.path().to_owned()).unwrap();
+        let read = source.read(&mut |_| Ok(std::fs::remove_file(dir.path().join("b"))?));
+        let failure = read.unwrap_err();
+        assert!(failure.text.starts_with(&format!("{}/b: ", dir.path().display())), "{failure}");
+    }
+
+    #[test]
     fn files_of_a_directory_are_named_by_their_paths() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("sub")).unwrap();
@@ -270,7 +304,7 @@ mod tests {
         let large = dir.path().join("large");
         std::fs::write(&large, vec![0; 300 * 1024]).unwrap();
         let source = Source::of(dir.path().to_owned()).unwrap();
-        assert_eq!(source.bytes(), Some(300 * 1024 + 1));
+        assert_eq!(source.survey().unwrap(), (Some(300 * 1024 + 1), 0));
         let small = r#"{"op":"put","key":"sub/small","value":"x"}"#;
         let expected =
             [("large".to_owned(), large.display().to_string()), ("sub/small".into(), small.into())];
@@ -281,7 +315,7 @@ mod tests {
     fn other_files_are_refused() {
         let (_dir, source) = in_file("x.csv", b"");
         assert_eq!(source.unwrap_err().code, 2);
-        assert_eq!(Source::of("/none/at/all.ndjson".into()).unwrap().bytes(), None);
+        assert_eq!(Source::of("/none/at/all.ndjson".into()).unwrap().survey().unwrap(), (None, 0));
         assert_eq!(Source::of("/none/at/all".into()).unwrap_err().code, 2);
     }
 }

@@ -76,6 +76,23 @@ async fn other_refusals_are_told_at_once() {
 }
 
 #[tokio::test]
+async fn what_ran_out_of_time_is_tried_again_where_twice_is_the_same_as_once() {
+    let mut tasks = JoinSet::new();
+    let script = |index, _| match index % 4 {
+        0 => refused(Status::GATEWAY_TIMEOUT, "timeout"),
+        1 => refused(Status::REQUEST_TIMEOUT, "timeout"),
+        2 => Status::BAD_GATEWAY.into_response(),
+        _ => Status::NO_CONTENT.into_response(),
+    };
+    let (target, count) = server(&mut tasks, script).await;
+    assert_eq!(put_x(&target).await.unwrap_err().text, "timeout: why (not_applied)");
+    count.store(0, Ordering::Relaxed);
+    let client = Client::new(&target, Unanswered::Retries).unwrap();
+    client.send(|| client.request(Method::PUT, "/v1/x")).await.unwrap();
+    assert_eq!(count.load(Ordering::Relaxed), 4);
+}
+
+#[tokio::test]
 async fn patience_ends() {
     let mut tasks = JoinSet::new();
     let script = |_, _| refused(Status::SERVICE_UNAVAILABLE, "standby");
