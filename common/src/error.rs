@@ -10,6 +10,11 @@ use crate::types::Epoch;
 /// A cause, kept for the log.
 pub type Cause = Box<dyn StdError + Send + Sync>;
 
+/// What can be done about an object that is missing or damaged: nothing is rebuilt from what is
+/// left, for that would be a guess.
+pub const REMEDY: &str = "restore it from a version or a backup of the bucket, or start a new \
+                          database at another root";
+
 /// The result of everything that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 

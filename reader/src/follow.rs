@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cairn_common::env::Env;
-use cairn_common::error::{Error, Result};
+use cairn_common::error::{Error, REMEDY, Result};
 use cairn_common::faults::planted;
 use cairn_common::format::path::ManifestId;
 use cairn_common::read::view::{OpenTree, View};
@@ -182,7 +182,7 @@ impl Tail {
                 return Ok(Reach::Partway);
             }
             Err(Error::NotFound(object)) => {
-                let cause = format!("manifest {id} names it: restore it, or run `cairn repair`");
+                let cause = format!("manifest {id} names it and it is not there: {REMEDY}");
                 return Err(Error::corrupt(object, cause));
             }
             Err(error) => return Err(error),

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cairn_common::env::Env;
-use cairn_common::error::{Error, Result};
+use cairn_common::error::{Error, REMEDY, Result};
 use cairn_common::faults::planted;
 use cairn_common::format::manifest::WalRange;
 use cairn_common::format::path::Object;
@@ -129,7 +129,7 @@ impl Takeover {
             match retry("read CURRENT", || self.manifests.refresh(snapshot)).await? {
                 Some(changed) if changed.manifest.id != snapshot.manifest.id => *snapshot = changed,
                 _ => {
-                    let cause = "the manifest names it: restore it, or run `cairn repair`";
+                    let cause = format!("the manifest names it: {REMEDY}");
                     return Err(Error::corrupt(gone.to_string(), cause));
                 }
             }
@@ -227,7 +227,7 @@ impl<'a> Walk<'a> {
             let name = Object::Wal(self.position).path();
             let cause = format!(
                 "it continues seq {}, but the chain before it ends at {}: an object of the log is \
-                 missing; restore it, or run `cairn repair`",
+                 missing; {REMEDY}",
                 header.prev_seq, self.last_seq
             );
             return Err(Error::corrupt(name, cause));

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::object::{Bucket, Version};
 use super::probe::{self, Verdict};
 use crate::env::Env;
-use crate::error::{Error, Result};
+use crate::error::{Error, REMEDY, Result};
 use crate::format::current::Current;
 use crate::format::manifest::Manifest;
 use crate::format::path::{ManifestId, Object, ObjectKind};
@@ -144,7 +144,7 @@ impl Manifests {
             (current, version) = (next, found);
         }
         let name = Object::Manifest(current.manifest).path();
-        let cause = "CURRENT names it and it is not there: restore it, or run `cairn repair`";
+        let cause = format!("CURRENT names it and it is not there: {REMEDY}");
         Err(Error::corrupt(name, cause))
     }
 
@@ -178,10 +178,7 @@ impl Manifests {
 fn damaged_root(found: &str) -> Error {
     Error::corrupt(
         Object::Current.path(),
-        format!(
-            "the root holds {found} but no CURRENT: choose an empty root, or rebuild CURRENT with \
-             `cairn repair`"
-        ),
+        format!("the root holds {found} and no CURRENT, so it is not new: {REMEDY}"),
     )
 }
 

@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::object::Bucket;
 use super::pause::Pause;
-use crate::error::{Error, Result};
+use crate::error::{Error, REMEDY, Result};
 use crate::faults::planted;
 use crate::format::path::Object;
 use crate::format::wal::WalObject;
@@ -93,9 +93,7 @@ impl Wal {
     }
 
     fn parse(&self, id: WalId, bytes: Bytes) -> Result<WalObject> {
-        WalObject::parse(bytes, self.database, id).map_err(|cause| {
-            let advice = format!("{cause}: restore the object, or run `cairn repair`");
-            Error::corrupt(Object::Wal(id).path(), advice)
-        })
+        WalObject::parse(bytes, self.database, id)
+            .map_err(|cause| Error::corrupt(Object::Wal(id).path(), format!("{cause}: {REMEDY}")))
     }
 }

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use cairn_common::env::Env;
-use cairn_common::error::{Error, Result};
+use cairn_common::error::{Error, REMEDY, Result};
 use cairn_common::format::collect::{Evidence, Grace, Stored};
 use cairn_common::format::current::Current;
 use cairn_common::format::edit::{Edit, Release, Retain};
@@ -191,8 +191,10 @@ impl Collector {
 }
 
 fn gone(object: &str) -> Error {
-    let cause = "CURRENT or a checkpoint refers to it and it is not there: nothing is collected \
-                 until it is restored, or `cairn repair` has run";
+    let cause = format!(
+        "CURRENT or a checkpoint refers to it and it is not there, so nothing is collected any \
+         more: {REMEDY}"
+    );
     Error::corrupt(object, cause)
 }
 

@@ -192,7 +192,7 @@ async fn an_empty_root_is_waited_on_and_a_damaged_one_is_not() {
     author.bucket.delete(&[Object::Current]).await.unwrap();
     let error = find(&author.bucket, &author.env, POLL).await.unwrap_err();
     assert!(matches!(&error, Error::Corrupt(_)), "{error}");
-    assert!(error.to_string().contains("cairn repair"), "{error}");
+    assert!(error.to_string().contains("restore it from"), "{error}");
 }
 
 /// A reader with its HTTP surface.

@@ -22,7 +22,7 @@ use futures::stream::{self, StreamExt};
 
 use super::manifest::{Manifests, Snapshot};
 use super::wal::Wal;
-use crate::error::{Error, Result};
+use crate::error::{Error, REMEDY, Result};
 use crate::faults::planted;
 use crate::format::Corrupt;
 use crate::format::path::Object;
@@ -87,7 +87,7 @@ impl Log {
         if prev_seq != self.last_seq {
             return Err(Corrupt(format!(
                 "it continues seq {prev_seq}, but the chain before it ends at {}: an object of \
-                 the log is missing; restore it, or run `cairn repair`",
+                 the log is missing; {REMEDY}",
                 self.last_seq
             )));
         }
@@ -281,8 +281,7 @@ impl Follower {
     async fn refresh(&self) -> Result<Option<Snapshot>> {
         match self.manifests.refresh(&self.snapshot).await {
             Err(Error::NotFound(_)) => {
-                let cause = "it is gone: restore it, or run `cairn repair`";
-                Err(Error::corrupt(Object::Current.path(), cause))
+                Err(Error::corrupt(Object::Current.path(), format!("it is gone: {REMEDY}")))
             }
             answer => answer,
         }

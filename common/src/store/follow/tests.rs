@@ -323,5 +323,5 @@ async fn a_current_that_vanishes_is_damage() {
     chain.bucket.delete(&[Object::Current]).await.unwrap();
     let error = follower.step().await.unwrap_err();
     assert!(matches!(&error, Error::Corrupt(_)), "{error}");
-    assert!(error.to_string().contains("cairn repair"), "{error}");
+    assert!(error.to_string().contains("restore it from"), "{error}");
 }
