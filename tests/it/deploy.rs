@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
+use cairn_common::config::{Fallback, Size};
 use reqwest::{Client, StatusCode};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::time::sleep;
 
-use crate::manifests::{Container, Manifests, Probe, compose};
+use crate::manifests::{Container, Manifests, Probe, Service, compose};
 
 /// How often a condition is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -44,14 +45,22 @@ impl Machine {
     /// The environment that the container has in a pod of this address, but for what has to differ
     /// on this machine: the bucket, the address to listen on, and the root of the file system.
     fn env(&self, container: &Container, ip: &str) -> BTreeMap<String, String> {
+        self.here(container.env(ip), &container.mounts(), ip)
+    }
+
+    fn here(
+        &self,
+        mut env: BTreeMap<String, String>,
+        mounts: &[String],
+        ip: &str,
+    ) -> BTreeMap<String, String> {
         let folder = self.folder.path();
-        let mut env = container.env(ip);
         env.insert("CAIRN_STORE".into(), format!("file://{}/bucket", folder.display()));
         for (name, value) in &mut env {
             if name.ends_with("LISTEN") {
                 *value = value.replace("0.0.0.0:", &format!("{ip}:"));
             }
-            if container.mounts().iter().any(|mount| value.starts_with(mount.as_str())) {
+            if mounts.iter().any(|mount| value.starts_with(mount.as_str())) {
                 *value = format!("{}/{ip}{value}", folder.display());
             }
         }
@@ -111,6 +120,16 @@ impl Drop for Pod<'_> {
         // Either may fail only because the process is gone already.
         drop(self.child.kill());
         drop(self.child.wait());
+    }
+}
+
+/// A process of the compose file, which ends with this.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
     }
 }
 
@@ -204,6 +223,61 @@ fn every_variable_is_a_setting_and_takes_effect() {
             let used = printed.lines().any(|line| line.ends_with(&source));
             assert!(used, "{name}: {variable} is not in\n{printed}");
         }
+    }
+}
+
+#[tokio::test]
+async fn the_health_checks_of_compose_tell_who_answers() {
+    let machine = Machine::new();
+    let services = compose();
+    let ips = ["127.0.7.6", "127.0.7.7", "127.0.7.8", "127.0.7.10"];
+    let healthy = |service: &Service, ip: &str| {
+        let (how, check) = service.health_check.split_first().expect("a health check");
+        assert_eq!(how, "CMD", "{}", service.name);
+        let check: Vec<_> = check.iter().map(|word| word.replace("127.0.0.1", ip)).collect();
+        let output = command(&check, &BTreeMap::new()).stderr(Stdio::null()).output();
+        output.expect("the check starts").status.success()
+    };
+    let mut running = Vec::new();
+    for (service, ip) in services.iter().zip(ips) {
+        assert!(!healthy(service, ip), "{}: nothing runs yet", service.name);
+        let env = machine.here(service.env.clone(), &service.mounts, ip);
+        let child = command(&service.command, &env).stderr(Stdio::null()).spawn();
+        running.push(Running(child.expect("the program starts")));
+    }
+    assert_eq!(running.len(), 4, "writer, two readers and compactor");
+    for (service, ip) in services.iter().zip(ips) {
+        let mut left = SOON;
+        while !healthy(service, ip) {
+            let next = left.checked_sub(LOOK_EVERY);
+            left = next.unwrap_or_else(|| panic!("{} is not healthy", service.name));
+            sleep(LOOK_EVERY).await;
+        }
+    }
+}
+
+#[test]
+fn caches_fit_the_memory_that_is_requested() {
+    /// What a process takes beside its caches, as measured.
+    const REST_BYTES: u64 = 350 << 20;
+    let size = |text: &str| text.parse::<Size>().expect("a size").0;
+    let containers = Manifests::render("base").containers();
+    for (name, program) in [
+        ("cairn-writer", cairn_writer::config::PROGRAM),
+        ("cairn-reader", cairn_reader::config::PROGRAM),
+    ] {
+        let container = named(&containers, name);
+        let env = container.env("10.0.0.1");
+        let caches = size(&env["CAIRN_CACHE_MEMORY"]) + size(&env["CAIRN_META_MEMORY"]);
+        let requested = container.memory("requests");
+        assert!(caches + REST_BYTES <= requested, "{name}: {caches} bytes of caches");
+        let settings = program.all_settings();
+        let setting = settings.iter().find(|setting| setting.name == "request_memory");
+        let Some(Fallback::Is(requests)) = setting.map(|setting| setting.fallback) else {
+            panic!("request_memory has a default")
+        };
+        let limit = container.memory("limits");
+        assert!(requested + size(requests) <= limit, "{name}: no room for requests");
     }
 }
 

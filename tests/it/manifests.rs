@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use cairn_common::config::Size;
 use serde::Deserialize as _;
 use serde_json::Value;
 
@@ -43,6 +44,10 @@ pub(crate) struct Service {
     pub(crate) name: String,
     pub(crate) command: Vec<String>,
     pub(crate) env: BTreeMap<String, String>,
+    /// The command that says whether it is well.
+    pub(crate) health_check: Vec<String>,
+    /// The folders in which it may write.
+    pub(crate) mounts: Vec<String>,
 }
 
 /// The folder `deploy/`.
@@ -159,6 +164,13 @@ impl Container {
         array(&self.spec["volumeMounts"]).iter().map(|mount| text(&mount["mountPath"])).collect()
     }
 
+    /// `requests` or `limits` of memory, in bytes.
+    pub(crate) fn memory(&self, which: &str) -> u64 {
+        let written = text(&self.spec["resources"][which]["memory"]);
+        let size: Size = format!("{written}B").parse().expect("a size such as 1280Mi");
+        size.0
+    }
+
     /// What the container may do.
     pub(crate) fn security(&self) -> &Value {
         &self.spec["securityContext"]
@@ -183,8 +195,15 @@ pub(crate) fn compose() -> Vec<Service> {
         name: name.clone(),
         command: array(&service["command"]).iter().map(text).collect(),
         env: env(service),
+        health_check: array(&service["healthcheck"]["test"]).iter().map(text).collect(),
+        mounts: array(&service["volumes"]).iter().map(mount).collect(),
     };
     services.iter().map(service).collect()
+}
+
+/// `/data` of `bucket:/data:ro`.
+fn mount(volume: &Value) -> String {
+    text(volume).split(':').nth(1).expect("a volume and its place").to_owned()
 }
 
 /// `${NAME:-default}` becomes `default`.
