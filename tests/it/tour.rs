@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use crate::deploy::program;
+use crate::readme::metrics;
 
 /// An address of its own, so that a cluster of a developer is not in the way.
 const HOST: &str = "127.0.7.9";
@@ -122,5 +123,24 @@ fn the_tour_goes_as_the_readme_tells() {
             step.command
         );
     }
+    the_metrics_that_the_readme_names_are_there(folder.path());
     drop(cluster);
+}
+
+/// After the tour each of the processes has done something of everything.
+fn the_metrics_that_the_readme_names_are_there(folder: &Path) {
+    let told: Vec<_> = [7101, 7102, 7103]
+        .iter()
+        .flat_map(|port| run(&format!("curl http://127.0.0.1:{port}/metrics"), folder))
+        .collect();
+    let names = metrics();
+    assert!(names.len() > 15, "{names:?}");
+    for name in names {
+        // A histogram is told by what follows its name.
+        let is_it = |line: &String| {
+            let rest = line.strip_prefix(&name);
+            rest.is_some_and(|rest| [" ", "{", "_count"].iter().any(|end| rest.starts_with(end)))
+        };
+        assert!(told.iter().any(is_it), "the README names the metric {name}: {told:#?}");
+    }
 }
