@@ -29,7 +29,7 @@ use crate::catalog::{Catalog, tree_of};
 use crate::commit::{self, Inputs};
 use crate::job::{self, Progress, Tools, Work};
 use crate::metrics::{JobMetrics, JobResult};
-use crate::pick::{Job, PickConfig, Reason, pick_full, pick_l0, pick_runs};
+use crate::pick::{Job, PickConfig, Reason, pick_full, pick_full_runs, pick_l0, pick_runs};
 use crate::plan::plan;
 
 /// Pause after a job that failed for a reason that may pass.
@@ -190,7 +190,7 @@ impl Scheduler {
                 return Ok(());
             }
             let l0_is_merged = self.l0_first.is_some_and(|first| first.asked == id);
-            match pick_full(&tree, l0_is_merged) {
+            match if l0_is_merged { pick_full_runs(&tree) } else { pick_full(&tree) } {
                 Some(job) if job.reason == Reason::L0 => {
                     let step = self.tools.env.random.uuid();
                     self.l0_first = Some(L0First { asked: id, step });

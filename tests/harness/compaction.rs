@@ -79,7 +79,7 @@ impl Compactions {
         let runs = self.catalog.load(&manifest.runs).await?;
         let tree = tree_of(manifest, &runs);
         let picked = pick(&tree, &BTreeSet::new(), config);
-        let Some(job) = picked.or_else(|| pick_full(&tree, false)) else { return Ok(false) };
+        let Some(job) = picked.or_else(|| pick_full(&tree)) else { return Ok(false) };
 
         let l0 = manifest.l0.iter().filter(|sst| job.l0.contains(&sst.id.uuid)).cloned();
         let runs = runs.into_iter().filter(|run| job.runs.contains(&run.id.uuid));

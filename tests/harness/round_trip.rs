@@ -48,9 +48,9 @@ pub struct Report {
     read: Vec<Status>,
     compacted: Vec<Status>,
     /// How many writes of the second load were acknowledged before everything was killed.
-    pub second_acked: usize,
+    second_acked: usize,
     /// How many of the second load's values are there after the restart.
-    pub second_found: usize,
+    second_found: usize,
 }
 
 /// What one process said of itself.
@@ -103,6 +103,7 @@ pub async fn round_trip(cluster: &Cluster, place: &Place, archive: &Archive) -> 
     let reader = trip.url(Kind::Reader);
     let missing = archive.compare(&trip.client, &reader, seq, |_| Version::Second).await;
     let second_found = archive.len() - missing.differences.len();
+    assert!(second_found >= acked.len(), "{second_found} of {} acknowledged", acked.len());
 
     for (process, _) in trip.running.drain(..) {
         assert_eq!(process.stop().await, 0, "the exit code at SIGTERM");

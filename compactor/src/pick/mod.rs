@@ -150,20 +150,25 @@ pub fn pick_runs(tree: &Tree, busy: &BTreeSet<Uuid>, config: &PickConfig) -> Opt
         .or_else(|| picker.expiry())
 }
 
-/// The next job on the way to one run of everything; `None` where nothing more would come of it.
+/// The first job on the way to one run of everything; `None` where nothing would come of it.
 ///
-/// L0 goes first and alone, until the caller says that it has been merged: a job over all runs can
-/// take hours, and L0 has to be emptied meanwhile. Must wait until nothing is busy: the caller sees
-/// to that.
-pub fn pick_full(tree: &Tree, l0_is_merged: bool) -> Option<Job> {
-    match (l0_is_merged || tree.l0.is_empty(), tree.runs.as_slice()) {
-        (false, []) => Some(Job::new(Reason::Full, &tree.l0, &[])),
-        (false, _) => Some(Job::new(Reason::L0, &tree.l0, &[])),
-        (true, []) => None,
-        (true, [only]) if only.tombstones == 0 && only.operands == 0 && only.expired_bytes == 0 => {
-            None
-        }
-        (true, runs) => Some(Job::new(Reason::Full, &[], runs)),
+/// L0 goes first and alone: a job over all runs can take hours, and L0 has to be emptied meanwhile.
+/// Must wait until nothing is busy: the caller sees to that.
+pub fn pick_full(tree: &Tree) -> Option<Job> {
+    match (tree.l0.as_slice(), tree.runs.as_slice()) {
+        ([], _) => pick_full_runs(tree),
+        (l0, []) => Some(Job::new(Reason::Full, l0, &[])),
+        (l0, _) => Some(Job::new(Reason::L0, l0, &[])),
+    }
+}
+
+/// The second job on that way, whatever L0 holds by now.
+pub fn pick_full_runs(tree: &Tree) -> Option<Job> {
+    let is_clean = |run: &Stat| run.tombstones == 0 && run.operands == 0 && run.expired_bytes == 0;
+    match tree.runs.as_slice() {
+        [] => None,
+        [only] if is_clean(only) => None,
+        runs => Some(Job::new(Reason::Full, &[], runs)),
     }
 }
 

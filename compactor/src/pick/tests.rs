@@ -34,7 +34,8 @@ struct Case {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Ask {
     One,
-    Full { l0_is_merged: bool },
+    Full,
+    FullRuns,
     Play,
 }
 
@@ -60,8 +61,8 @@ impl Case {
                 "l0" => case.source(words).map_or((), |stat| case.tree.l0.push(stat)),
                 "run" => case.source(words).map_or((), |stat| case.tree.runs.push(stat)),
                 "set" => words.for_each(|word| case.set(word)),
-                "full" => case.ask = Ask::Full { l0_is_merged: false },
-                "full_runs" => case.ask = Ask::Full { l0_is_merged: true },
+                "full" => case.ask = Ask::Full,
+                "full_runs" => case.ask = Ask::FullRuns,
                 "play" => case.ask = Ask::Play,
                 other => panic!("what is {other}?"),
             }
@@ -123,9 +124,8 @@ impl Case {
     fn answer(mut self) -> String {
         match self.ask {
             Ask::One => self.describe(pick(&self.tree, &self.busy, &self.config).as_ref()),
-            Ask::Full { l0_is_merged } => {
-                self.describe(pick_full(&self.tree, l0_is_merged).as_ref())
-            }
+            Ask::Full => self.describe(pick_full(&self.tree).as_ref()),
+            Ask::FullRuns => self.describe(pick_full_runs(&self.tree).as_ref()),
             Ask::Play => self.play(),
         }
     }
