@@ -33,13 +33,15 @@
 //! - A plain value is resolved without a copy, and without an allocation.
 
 use std::cmp::min;
-use std::collections::HashMap;
 use std::ops::ControlFlow;
 
 use bytes::Bytes;
 
-use crate::error::{Error, Result};
-use crate::types::{Entry, EntryRef, MergeOp, Op, Payload, PayloadRef, Seq};
+use crate::types::{Entry, EntryRef, MergeOp, PayloadRef, Seq};
+
+mod batch;
+
+pub use batch::fold_ops;
 
 /// Operands of one such stretch of time fold into one: a hot counter grows by an entry a second.
 pub const WRITE_TIME_GRAIN_MS: u64 = 1_000;
@@ -432,61 +434,6 @@ pub fn compact(entries: &[Entry], rules: Rules) -> Vec<Entry> {
         Ok(()) => kept,
         Err(never) => match never {},
     }
-}
-
-/// Folds the operations of one batch, so that each key stands in it once, where it stood first.
-///
-/// # Errors `Invalid`: an operand that is no number where one is needed; or operands of one key
-/// that differ in kind or write time and have no value or tombstone of the same batch below them.
-pub fn fold_ops(ops: Vec<Op>) -> Result<Vec<Op>> {
-    let mut places: HashMap<Bytes, usize> = HashMap::with_capacity(ops.len());
-    let mut folded: Vec<Op> = Vec::with_capacity(ops.len());
-    for op in ops {
-        if let Payload::Operand { op: kind, operand, .. } = &op.payload
-            && !is_operand(*kind, operand)
-        {
-            return Err(Error::Invalid(format!("an operand of {kind:?} is a decimal i64")));
-        }
-        if let Some(&place) = places.get(&op.key) {
-            let older = folded[place].clone();
-            folded[place] = fold_two(older, op)?;
-        } else {
-            places.insert(op.key.clone(), folded.len());
-            folded.push(op);
-        }
-    }
-    Ok(folded)
-}
-
-fn fold_two(older: Op, newer: Op) -> Result<Op> {
-    let Payload::Operand { op, written_ms, operand } = newer.payload else {
-        return Ok(newer);
-    };
-    let (key, seq) = (newer.key, Seq::ZERO);
-    let newer = Operand { op, written_ms, bytes: operand, expires_ms: newer.expires_ms, seq };
-    let expires_ms = older.expires_ms;
-    let state = match older.payload {
-        Payload::Value(value) => State { value: Some(value), expires_ms, seq }.apply(newer),
-        Payload::Tombstone => State { value: None, expires_ms, seq }.apply(newer),
-        Payload::Operand { op, written_ms, operand } => {
-            match pair(Operand { op, written_ms, bytes: operand, expires_ms, seq }, newer) {
-                Pair::Base(state) => state,
-                Pair::One(Operand { op, written_ms, bytes: operand, expires_ms, .. }) => {
-                    let payload = Payload::Operand { op, written_ms, operand };
-                    return Ok(Op { key, payload, expires_ms });
-                }
-                Pair::Two(older, newer) => {
-                    return Err(Error::Invalid(format!(
-                        "one batch cannot merge a key with both {:?} and {:?}",
-                        older.op, newer.op
-                    )));
-                }
-            }
-        }
-    };
-    let State { value, expires_ms, .. } = state;
-    let payload = value.map_or(Payload::Tombstone, Payload::Value);
-    Ok(Op { key, payload, expires_ms })
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::error::Error;
+use crate::types::{Op, Payload};
 
 /// The meaning of a history as the head of `visible.rs` tells it, in the plainest words.
 #[derive(Clone, Debug, Default)]
@@ -316,6 +318,28 @@ fn batch_that_cannot_be_one_entry_per_key_is_refused() {
     let folded = fold_ops(on_a_put).unwrap();
     assert_eq!(folded.len(), 1);
     assert_eq!(folded[0].payload, Payload::Value("6".into()));
+}
+
+#[test]
+fn what_a_batch_folds_away_frees_its_memory() {
+    let mut shared = Bytes::from(vec![b'x'; 1 << 20]);
+    let mut part = |bytes| shared.split_to(bytes);
+    let put = |key: Bytes, value| Op { key, payload: Payload::Value(value), expires_ms: None };
+    let (k, l) = (part(1), Bytes::from_static(b"l"));
+    let batch = vec![put(k.clone(), part(900_000)), put(l, part(7)), put(k, part(9))];
+    let folded = fold_ops(batch.clone()).unwrap();
+    assert_eq!(folded, [batch[2].clone(), batch[1].clone()]);
+    drop((batch, shared));
+    let values = folded.into_iter().map(|op| match op.payload {
+        Payload::Value(value) => value,
+        _ => panic!("only values were put"),
+    });
+    let values: Vec<_> = values.collect();
+    let capacity = |value: Bytes| value.try_into_mut().map(|bytes| bytes.capacity());
+    let mut values = values.into_iter();
+    let (first, second) = (values.next().unwrap(), values.next().unwrap());
+    drop(first);
+    assert_eq!(capacity(second), Ok(7), "the last 7 of 18 bytes");
 }
 
 #[test]
