@@ -52,6 +52,21 @@ impl Conditions {
         })
     }
 
+    /// Refuses conditions where nothing would judge them: to ignore them would be to lose updates.
+    ///
+    /// # Errors
+    /// `invalid_argument`, naming the header.
+    pub fn refuse(headers: &HeaderMap) -> Answer<()> {
+        let given = [header::IF_MATCH, header::IF_NONE_MATCH];
+        match given.into_iter().find(|name| headers.contains_key(name)) {
+            Some(name) => {
+                let what = "this route has no conditions; use PUT or DELETE of the key";
+                Err(Problem::argument(name.as_str(), what))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.matches.is_none() && self.matches_none.is_none()
@@ -185,6 +200,17 @@ mod tests {
         let none = Conditions::parse(&HeaderMap::new()).unwrap();
         assert!(none.is_empty());
         assert_eq!(none.failed(None), None);
+    }
+
+    #[test]
+    fn what_is_not_judged_is_refused() {
+        assert!(Conditions::refuse(&HeaderMap::new()).is_ok());
+        for name in [header::IF_MATCH, header::IF_NONE_MATCH] {
+            let headers = [(name.clone(), "*".parse().unwrap())].into_iter().collect();
+            let problem = Conditions::refuse(&headers).unwrap_err();
+            assert!(problem.detail.starts_with(name.as_str()), "{}", problem.detail);
+            assert!(problem.detail.contains("PUT or DELETE"), "{}", problem.detail);
+        }
     }
 
     #[test]
