@@ -63,6 +63,8 @@ pub enum Kind {
     Span,
     /// A whole number: any unsigned integer.
     Count,
+    /// A whole number of at least 1: any unsigned integer.
+    Positive,
     /// A number: `f64`.
     Ratio,
     /// `true` or `false`: `bool`.
@@ -168,7 +170,7 @@ impl Kind {
             Self::Address => "ADDR".into(),
             Self::Size => "SIZE".into(),
             Self::Span => "DUR".into(),
-            Self::Count => "N".into(),
+            Self::Count | Self::Positive => "N".into(),
             Self::Ratio => "NUMBER".into(),
             Self::Switch => "true|false".into(),
             Self::Choice(words) => words.join("|"),
@@ -190,6 +192,10 @@ impl Kind {
             Self::Count => match text.replace('_', "").parse::<u64>() {
                 Ok(count) => Ok(count.into()),
                 Err(_) => Err(format!("{text:?} is not a whole number")),
+            },
+            Self::Positive => match Self::Count.parse(text)? {
+                count if count == 0 => Err("it must be at least 1".into()),
+                count => Ok(count),
             },
             Self::Ratio => match text.parse::<f64>() {
                 Ok(ratio) if ratio.is_finite() => Ok(ratio.into()),
@@ -416,7 +422,7 @@ fn print(settings: &[Setting], values: &Values) -> String {
         let written = match values.get(setting.name) {
             Some((value, source)) => {
                 let value = match setting.kind {
-                    Kind::Count | Kind::Ratio | Kind::Switch => value.clone(),
+                    Kind::Count | Kind::Positive | Kind::Ratio | Kind::Switch => value.clone(),
                     _ => toml::Value::String(value.clone()).to_string(),
                 };
                 let line = format!("{} = {value}", setting.name);

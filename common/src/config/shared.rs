@@ -35,24 +35,32 @@ pub const SHARED: &[Setting] = &[
     ),
     Setting::new(
         "connections_max",
-        Kind::Count,
+        Kind::Positive,
         "8192",
         "Most connections of one listener; more wait in the listen queue. One costs a file \
          descriptor and about 20 KiB",
     ),
     Setting::new(
         "requests_max",
-        Kind::Count,
+        Kind::Positive,
         "4096",
-        "Most requests in progress; more are refused at once with 503 overloaded. Durable writes \
-         wait one store PUT each, so throughput needs many",
+        "Most requests in progress, streams under way included; more are refused at once with 503 \
+         overloaded. Durable writes wait one store PUT each, so throughput needs many",
     ),
     Setting::new(
         "request_memory",
         Kind::Size,
         "256MiB",
-        "Most bytes of request bodies held at one time; more are refused with 503 overloaded. \
-         Eight of the largest batches",
+        "Most bytes of request bodies, and of what was parsed from them, held at one time; more \
+         are refused with 503 overloaded. Four of the largest bodies of batches",
+    ),
+    Setting::new(
+        "reply_memory",
+        Kind::Size,
+        "256MiB",
+        "Most bytes of replies held at one time, until their clients have taken them; more are \
+         refused with 503 overloaded, and streams wait. Eight full pages; the largest entry can \
+         take 96 MiB as JSON",
     ),
     Setting::new(
         "header_timeout",
@@ -135,6 +143,8 @@ pub struct HttpLimits {
     pub requests_max: usize,
     /// Bytes of request bodies in memory.
     pub request_memory: Size,
+    /// Bytes of replies in memory.
+    pub reply_memory: Size,
     /// From the first byte of a request to the end of its head.
     pub header_timeout: Span,
     /// From the end of one request to the end of the next one's head.

@@ -186,3 +186,12 @@ fn overrides_go_through_the_same_checks() {
     let error = PROGRAM.with::<Config>(&[("store", "memory://"), ("windw", "2")]).unwrap_err();
     assert_eq!(error.to_string(), "unknown setting windw; the nearest known one is window");
 }
+
+#[test]
+fn bounds_that_would_refuse_everything_are_refused() {
+    for flag in ["--connections-max", "--requests-max"] {
+        let text = refused(&["--store", "memory://", flag, "0"], &[]);
+        assert!(text.contains("must be at least 1") && text.contains(flag), "{text}");
+        assert!(load(&["--store", "memory://", flag, "1"], &[]).is_ok());
+    }
+}
