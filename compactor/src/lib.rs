@@ -38,7 +38,7 @@ use axum::Router;
 use cairn_common::env::Env;
 use cairn_common::error::Result;
 use cairn_common::http::metrics::Metrics;
-use cairn_common::http::shell::serve;
+use cairn_common::http::shell;
 use cairn_common::http::surface::Surface;
 use cairn_common::process::{self, Frame};
 use cairn_common::store::object::{Bucket, StoreSettings};
@@ -80,13 +80,17 @@ pub async fn run(config: Config, bucket: Bucket, frame: Frame) -> Result<()> {
     let mut servers = JoinSet::new();
     let closed = CancellationToken::new();
     let router = surface.data(Arc::clone(&node), routes);
-    servers.spawn(serve(data, router, limits, closed.clone()));
-    servers.spawn(serve(ops, surface.ops(node, Router::new()), limits, closed.clone()));
+    servers.spawn(shell::serve(data, router, limits, closed.clone()));
+    servers.spawn(shell::serve(ops, surface.ops(node, Router::new()), limits, closed.clone()));
 
-    let ended = life.run(shutdown, |epoch| announce.ready(epoch)).await;
+    let worked = tokio::select! {
+        worked = life.run(shutdown, |epoch| announce.ready(epoch)) => worked,
+        // None ends by itself but by a panic.
+        broken = shell::ended(&mut servers) => broken,
+    };
     closed.cancel();
-    while servers.join_next().await.is_some() {}
-    ended
+    let served = shell::ended(&mut servers).await;
+    worked.and(served)
 }
 
 /// A life, and the node that tells of it.

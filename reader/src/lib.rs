@@ -18,9 +18,8 @@ use cairn_common::config::HttpLimits;
 use cairn_common::env::Env;
 use cairn_common::error::{Error, Result};
 use cairn_common::http::metrics::Metrics;
-use cairn_common::http::reads;
-use cairn_common::http::shell::serve;
 use cairn_common::http::surface::Surface;
+use cairn_common::http::{reads, shell};
 use cairn_common::process::{self, Frame};
 use cairn_common::store::cache::BlockCache;
 use cairn_common::store::object::{Bucket, StoreSettings};
@@ -76,8 +75,8 @@ pub async fn run(config: Config, bucket: Bucket, frame: Frame) -> Result<()> {
         (surface.data(Arc::clone(&node), routes), surface.ops(node, axum::Router::new()));
 
     let mut servers = JoinSet::new();
-    servers.spawn(serve(data, data_router, config.shared.http, shutdown.clone()));
-    servers.spawn(serve(ops, ops_router, config.shared.http, shutdown.clone()));
+    servers.spawn(shell::serve(data, data_router, config.shared.http, shutdown.clone()));
+    servers.spawn(shell::serve(ops, ops_router, config.shared.http, shutdown.clone()));
     let stop = CancellationToken::new();
     let following = follow(&config, &bucket, &cache, (env, Arc::clone(&sights)), stop.clone());
     let mut following = std::pin::pin!(following);
@@ -89,7 +88,8 @@ pub async fn run(config: Config, bucket: Bucket, frame: Frame) -> Result<()> {
     let ended = tokio::select! {
         ended = &mut following => ended,
         () = ready => Ok(()),
-        panicked = first_panic(&mut servers) => panicked,
+        // At the shutdown, or by a panic.
+        closed = shell::ended(&mut servers) => closed,
     };
     // Servers that are still here were cut off by an error; those of a shutdown have ended.
     servers.shutdown().await;
@@ -100,14 +100,6 @@ pub async fn run(config: Config, bucket: Bucket, frame: Frame) -> Result<()> {
     };
     cache.close().await;
     ended
-}
-
-/// Waits until all servers have ended, as they do at the shutdown.
-async fn first_panic(servers: &mut JoinSet<()>) -> Result<()> {
-    while let Some(ended) = servers.join_next().await {
-        ended.map_err(|error| Error::unavailable("a server", error))?;
-    }
-    Ok(())
 }
 
 fn surface(node: &Arc<ReaderNode>, bucket: &Bucket, env: &Env, limits: HttpLimits) -> Arc<Surface> {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use axum::Router;
 use cairn_common::config::HttpLimits;
-use cairn_common::error::Result;
+use cairn_common::error::{Error, Result};
 use cairn_common::format::sst::SstOptions;
 use cairn_common::http::metrics::Metrics;
 use cairn_common::http::surface::Surface;
@@ -71,6 +71,7 @@ pub async fn run(config: Config, frame: Frame) -> Result<()> {
             }
             Err(error) => Err(error),
         },
+        error = servers.failed() => Err(error),
         // Nothing was taken yet; a claim that stands is taken over like any other.
         () = shutdown.cancelled() => Ok(()),
     };
@@ -135,7 +136,7 @@ impl Life {
         Ok(engine)
     }
 
-    /// Serves until SIGTERM or the end of the engine.
+    /// Serves until SIGTERM, or the end of the engine or of a server.
     async fn serve(
         &self,
         mut engine: Engine,
@@ -144,12 +145,13 @@ impl Life {
     ) -> Result<()> {
         tokio::select! {
             error = engine.failed() => return Err(error),
+            error = servers.failed() => return Err(error),
             () = shutdown.cancelled() => {}
         }
         self.phase.send_replace(Phase::Leaving(Arc::clone(engine.writer())));
         tokio::select! {
             error = engine.failed() => return Err(error),
-            () = servers.drain() => {}
+            drained = servers.drain() => drained?,
         }
         engine.close().await
     }
@@ -176,10 +178,22 @@ impl Servers {
         Self { data, ops, stop_data, stop_ops }
     }
 
+    /// Resolves when a server has ended, which none does by itself but by the panic of a request.
+    /// Half a change of the state may be left of it: nothing more is taken on.
+    ///
+    /// Cancel-safe.
+    async fn failed(&mut self) -> Error {
+        let ended = tokio::select! {
+            ended = shell::ended(&mut self.data) => ended,
+            ended = shell::ended(&mut self.ops) => ended,
+        };
+        ended.err().unwrap_or(Error::Closed)
+    }
+
     /// Stops accepting on the data listener, and waits for its requests in progress.
-    async fn drain(&mut self) {
+    async fn drain(&mut self) -> Result<()> {
         self.stop_data.cancel();
-        while self.data.join_next().await.is_some() {}
+        shell::ended(&mut self.data).await
     }
 
     /// Stops both, with a short time for requests in progress.
@@ -192,6 +206,37 @@ impl Servers {
         };
         if tokio::time::timeout(FAREWELL, farewell).await.is_err() {
             tracing::warn!("cut connections at the end");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+    use tokio::io::AsyncWriteExt as _;
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    async fn broken() -> &'static str {
+        panic!("as a handler with a defect does")
+    }
+
+    #[tokio::test]
+    async fn a_panic_at_either_listener_is_the_end_of_serving() {
+        for (data, ops) in [("/x", "/y"), ("/y", "/x")] {
+            let router = |path| Router::new().route(path, get(broken));
+            let listen = || TcpListener::bind("127.0.0.1:0");
+            let listeners = (listen().await.unwrap(), listen().await.unwrap());
+            let at = if data == "/x" { &listeners.0 } else { &listeners.1 };
+            let address = at.local_addr().unwrap();
+            let (data, ops) = ((listeners.0, router(data)), (listeners.1, router(ops)));
+            let mut servers = Servers::start(HttpLimits::default(), data, ops);
+            let mut client = TcpStream::connect(address).await.unwrap();
+            client.write_all(b"GET /x HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+            let error = servers.failed().await;
+            assert!(matches!(error, Error::Unavailable(_)), "{error}");
+            servers.stop().await;
         }
     }
 }

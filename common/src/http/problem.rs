@@ -57,6 +57,8 @@ pub enum Code {
     TooLarge,
     /// The request target is too long.
     UriTooLong,
+    /// The head of the request is too large for another reason.
+    HeadTooLarge,
     /// The client's share is used up.
     RateLimited,
     /// Stored bytes are not what was written.
@@ -149,6 +151,9 @@ impl Code {
             Self::Precondition => (S::PRECONDITION_FAILED, "precondition", "A condition failed"),
             Self::TooLarge => (S::PAYLOAD_TOO_LARGE, "too_large", "Too large"),
             Self::UriTooLong => (S::URI_TOO_LONG, "uri_too_long", "The request target is too long"),
+            Self::HeadTooLarge => {
+                (S::REQUEST_HEADER_FIELDS_TOO_LARGE, "too_large", "The head is too large")
+            }
             Self::RateLimited => (S::TOO_MANY_REQUESTS, "rate_limited", "Too many requests"),
             Self::Corrupt => (S::INTERNAL_SERVER_ERROR, "corrupt", "Stored data are damaged"),
             Self::Internal => (S::INTERNAL_SERVER_ERROR, "internal", "A defect of the server"),
@@ -247,8 +252,9 @@ impl From<Error> for Problem {
     }
 }
 
-impl IntoResponse for Problem {
-    fn into_response(self) -> Response {
+impl Problem {
+    /// The document.
+    pub fn to_json(&self) -> Vec<u8> {
         let body = ProblemBody {
             r#type: &format!("urn:cairn:problem:{}", self.code.name()),
             title: self.code.row().2,
@@ -257,8 +263,13 @@ impl IntoResponse for Problem {
             detail: &self.detail,
             outcome: self.outcome,
         };
-        let json = serde_json::to_vec(&body).unwrap_or_default();
-        let mut response = Response::new(Body::from(json));
+        serde_json::to_vec(&body).unwrap_or_default()
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let mut response = Response::new(Body::from(self.to_json()));
         *response.status_mut() = self.code.status();
         let headers: &mut HeaderMap = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));

@@ -14,19 +14,21 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::body::Body;
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
+use http::Request;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 
+use super::head::{REFUSAL_BEGIN, REFUSAL_BYTES_MAX, RequestLine, is_cut, refusal};
 use crate::config::HttpLimits;
 
 /// The rest of a body that is discarded after the reply, at most.
@@ -46,6 +48,8 @@ pub(super) struct Phase {
     now: AtomicU8,
     touched: AtomicBool,
     unread: AtomicBool,
+    /// The line of the head that is being read, up to a `#` in it.
+    cut: Mutex<Vec<u8>>,
 }
 
 impl Phase {
@@ -54,9 +58,15 @@ impl Phase {
         self.touched.load(Ordering::Relaxed)
     }
 
-    /// A request's head is complete.
-    pub(super) fn serving(&self) {
+    /// A request's head is complete, and with it the body before; says whether its target was cut.
+    pub(super) fn serving<B>(&self, request: &Request<B>) -> bool {
         self.now.store(SERVING, Ordering::Relaxed);
+        self.unread.store(false, Ordering::Relaxed);
+        is_cut(&std::mem::take(&mut *self.cut()), request)
+    }
+
+    fn cut(&self) -> std::sync::MutexGuard<'_, Vec<u8>> {
+        self.cut.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -69,7 +79,20 @@ pub(super) struct Watched {
     stall_timeout: Duration,
     head_timer: Option<Pin<Box<Sleep>>>,
     stall_timer: Option<Pin<Box<Sleep>>>,
+    line: RequestLine,
+    answers: Answers,
     linger: Linger,
+}
+
+/// Where in the answers the connection is.
+#[derive(Debug)]
+enum Answers {
+    /// Everything before was sent whole: the next bytes begin an answer.
+    Between,
+    /// Some of an answer was sent.
+    Within,
+    /// This is sent in place of an answer of hyper's.
+    Refusal(Bytes),
 }
 
 #[derive(Debug)]
@@ -87,6 +110,8 @@ impl Watched {
             stall_timeout: limits.stall_timeout.0,
             head_timer: None,
             stall_timer: None,
+            line: RequestLine::default(),
+            answers: Answers::Between,
             linger: Linger { timer: None, bytes_left: LINGER_BYTES_MAX },
         }
     }
@@ -105,6 +130,43 @@ impl Watched {
         let timer = self.stall_timer.get_or_insert_with(|| Box::pin(sleep(timeout)));
         ready!(timer.as_mut().poll(cx));
         Poll::Ready(Err(timed_out("the client takes no bytes of the reply")))
+    }
+
+    /// Notes the first line of a head as it comes in.
+    fn look_at(&mut self, bytes: &[u8]) {
+        if let Some(cut) = self.line.push(bytes) {
+            cut.clone_into(&mut self.phase.cut());
+        }
+    }
+
+    /// Sends our refusal where these bytes are all of hyper's; `None` where they are not.
+    fn poll_refusal(
+        &mut self,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Option<Poll<io::Result<usize>>> {
+        let bytes: usize = slices.iter().map(|slice| slice.len()).sum();
+        if matches!(self.answers, Answers::Between)
+            && self.phase.now.load(Ordering::Relaxed) != SERVING
+            && bytes <= REFUSAL_BYTES_MAX
+            && slices.first().is_some_and(|first| first.starts_with(REFUSAL_BEGIN))
+            && let sent = slices.iter().flat_map(|slice| slice.to_vec()).collect::<Vec<_>>()
+            && let Some(refusal) = refusal(&sent, self.line)
+        {
+            // The rest of the head, at least, may be on its way.
+            self.phase.unread.store(true, Ordering::Relaxed);
+            self.answers = Answers::Refusal(refusal.into());
+        }
+        let Answers::Refusal(rest) = &mut self.answers else { return None };
+        while !rest.is_empty() {
+            match Pin::new(&mut self.stream).poll_write(cx, rest) {
+                Poll::Ready(Ok(sent)) => rest.advance(sent),
+                Poll::Ready(Err(error)) => return Some(Poll::Ready(Err(error))),
+                Poll::Pending => return Some(self.progress(cx, Poll::Pending)),
+            }
+        }
+        self.answers = Answers::Within;
+        Some(self.progress(cx, Poll::Ready(Ok(bytes))))
     }
 
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -143,6 +205,14 @@ impl AsyncRead for Watched {
             self.phase.now.store(HEAD, Ordering::Relaxed);
             self.phase.touched.store(true, Ordering::Relaxed);
             self.head_timer = Some(Box::pin(sleep(self.header_timeout)));
+            self.line = RequestLine::default();
+        }
+        // What follows an unread body may be the rest of it.
+        if self.phase.now.load(Ordering::Relaxed) == HEAD
+            && !self.phase.unread.load(Ordering::Relaxed)
+            && let Some(read) = buffer.filled().get(before..)
+        {
+            self.look_at(read);
         }
         if self.phase.now.load(Ordering::Relaxed) != HEAD {
             self.head_timer = None;
@@ -163,6 +233,10 @@ impl AsyncWrite for Watched {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        if let Some(poll) = self.poll_refusal(cx, &[io::IoSlice::new(bytes)]) {
+            return poll;
+        }
+        self.answers = Answers::Within;
         let poll = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.progress(cx, poll)
     }
@@ -172,6 +246,10 @@ impl AsyncWrite for Watched {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if let Some(poll) = self.poll_refusal(cx, slices) {
+            return poll;
+        }
+        self.answers = Answers::Within;
         let poll = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
         self.progress(cx, poll)
     }
@@ -181,6 +259,8 @@ impl AsyncWrite for Watched {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // hyper flushes once it has written all it has.
+        self.answers = Answers::Between;
         let poll = Pin::new(&mut self.stream).poll_flush(cx);
         self.progress(cx, poll)
     }
@@ -201,11 +281,12 @@ impl AsyncWrite for Watched {
 pub(super) struct RequestBody {
     incoming: Incoming,
     phase: Arc<Phase>,
+    ended: bool,
 }
 
 impl RequestBody {
     pub(super) fn new(incoming: Incoming, phase: Arc<Phase>) -> Self {
-        Self { incoming, phase }
+        Self { incoming, phase, ended: false }
     }
 }
 
@@ -217,7 +298,9 @@ impl HttpBody for RequestBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        Pin::new(&mut self.incoming).poll_frame(cx)
+        let frame = ready!(Pin::new(&mut self.incoming).poll_frame(cx));
+        self.ended = frame.is_none();
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -231,7 +314,8 @@ impl HttpBody for RequestBody {
 
 impl Drop for RequestBody {
     fn drop(&mut self) {
-        if !self.incoming.is_end_stream() {
+        // hyper itself never says so of a chunked body.
+        if !self.ended && !self.incoming.is_end_stream() {
             self.phase.unread.store(true, Ordering::Relaxed);
         }
     }

@@ -4,10 +4,14 @@
 //! the time without a byte taken by the client. Bodies and requests are bounded by
 //! [`super::surface`].
 //!
+//! **A panic** in a connection's task goes on in the server's: what it left behind may be half
+//! changed, so the process that owns the server must end. All its other connections are cut.
+//!
 //! **Life of a shutdown**: the listener closes; idle connections are closed; each request in
 //! progress is answered with `connection: close`; what is left after `shutdown_grace` is cut.
 
 use std::convert::Infallible;
+use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,15 +24,17 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tower::Service as _;
 
 use self::connection::{Phase, ReplyBody, RequestBody, Watched};
 use crate::config::HttpLimits;
+use crate::error::{Error, Result};
 
 mod connection;
+mod head;
 #[cfg(test)]
 mod tests;
 
@@ -40,6 +46,9 @@ const BUFFER_BYTES_MAX: usize = 128 * 1024;
 /// Serves `router` on `listener` until `shutdown`, then for the requests in progress.
 ///
 /// Returns when the last connection is closed. Dropping the future cuts every connection.
+///
+/// # Panics
+/// With the panic of a request.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
@@ -47,8 +56,16 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) {
     let mut connections = JoinSet::new();
-    let slots = Arc::new(Semaphore::new(limits.connections_max));
-    while let Some((stream, slot)) = accept(&listener, &slots, &shutdown).await {
+    let slots = Arc::new(Semaphore::new(limits.connections_max.min(Semaphore::MAX_PERMITS)));
+    loop {
+        let accepted = tokio::select! {
+            accepted = accept(&listener, &slots, &shutdown) => accepted,
+            Some(ended) = connections.join_next() => {
+                settle(ended);
+                continue;
+            }
+        };
+        let Some((stream, slot)) = accepted else { break };
         let connection = Connection {
             router: router.clone(),
             limits,
@@ -59,14 +76,11 @@ pub async fn serve(
             connection.run(stream).await;
             drop(slot);
         });
-        while let Some(ended) = connections.try_join_next() {
-            note_panic(ended);
-        }
     }
     drop(listener);
     let drain = async {
         while let Some(ended) = connections.join_next().await {
-            note_panic(ended);
+            settle(ended);
         }
     };
     if timeout(limits.shutdown_grace.0, drain).await.is_err() {
@@ -75,10 +89,25 @@ pub async fn serve(
     }
 }
 
-fn note_panic(ended: Result<(), tokio::task::JoinError>) {
-    if let Err(error) = ended {
-        tracing::error!(%error, "a request broke its connection");
+/// How a connection ended; its panic goes on here.
+fn settle(ended: Result<(), JoinError>) {
+    if let Err(Ok(panic)) = ended.map_err(JoinError::try_into_panic) {
+        tracing::error!("a request broke its connection: the process must end");
+        resume_unwind(panic);
     }
+}
+
+/// Waits until all of these servers have ended.
+///
+/// Cancel-safe.
+///
+/// # Errors
+/// `Unavailable`, at the first that a panic ended.
+pub async fn ended(servers: &mut JoinSet<()>) -> Result<()> {
+    while let Some(ended) = servers.join_next().await {
+        ended.map_err(|error| Error::unavailable("a server", error))?;
+    }
+    Ok(())
 }
 
 /// The next connection, once there is a slot for it; `None` at the shutdown.
@@ -105,6 +134,11 @@ async fn accept(
         accepted = next => accepted,
     }
 }
+
+/// Stands in the extensions of a request of whose target hyper cut off a raw `#` and what follows:
+/// a write of the key `a#b` would be one of `a`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct CutTarget;
 
 struct Connection {
     router: Router,
@@ -143,9 +177,12 @@ impl Connection {
     }
 
     async fn answer(&self, request: Request<Incoming>) -> Result<Response<ReplyBody>, Infallible> {
-        self.phase.serving();
         let phase = &self.phase;
-        let request = request.map(|body| Body::new(RequestBody::new(body, Arc::clone(phase))));
+        let is_cut = phase.serving(&request);
+        let mut request = request.map(|body| Body::new(RequestBody::new(body, Arc::clone(phase))));
+        if is_cut {
+            request.extensions_mut().insert(CutTarget);
+        }
         let response = self.router.clone().call(request).await?;
         Ok(response.map(|body| ReplyBody::new(body, Arc::clone(phase))))
     }

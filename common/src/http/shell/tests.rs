@@ -178,3 +178,95 @@ async fn a_connection_waits_for_a_slot() {
     assert!(rest(&mut second).await.contains("hello"));
     running.stop().await;
 }
+
+#[tokio::test]
+async fn a_panic_of_a_request_ends_the_server() {
+    async fn broken() -> &'static str {
+        panic!("as a handler with a defect does")
+    }
+    let mut running = start(hello().route("/x", get(broken)), HttpLimits::default()).await;
+    let mut other = running.send(GET).await;
+    let mut breaking = running.send(b"GET /x HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    let error = ended(&mut running.tasks).await.unwrap_err();
+    assert!(error.to_string().starts_with("a server"), "{error}");
+    assert_eq!(rest(&mut breaking).await, "");
+    drop(rest(&mut other).await);
+    assert!(TcpStream::connect(running.address).await.is_err());
+}
+
+#[tokio::test]
+async fn more_connections_than_can_be_counted_are_allowed() {
+    let limits = HttpLimits { connections_max: usize::MAX, ..HttpLimits::default() };
+    let running = start(hello(), limits).await;
+    assert!(rest(&mut running.send(GET_CLOSE).await).await.contains("hello"));
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_chunked_body_that_was_read_leaves_nothing_to_linger_for() {
+    let take = async |body: bytes::Bytes| format!("{} bytes", body.len());
+    let running = start(Router::new().route("/", put(take)), HttpLimits::default()).await;
+    let chunked = b"PUT / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
+        transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n";
+    let mut stream = running.send(chunked).await;
+    assert!(rest(&mut stream).await.ends_with("3 bytes"));
+    // Its client keeps the connection; a lingering close would wait for 5 s.
+    timeout(Duration::from_secs(2), running.stop()).await.unwrap();
+    drop(stream);
+}
+
+#[tokio::test]
+async fn what_hyper_refuses_is_a_problem_as_well() {
+    let limits = HttpLimits::default();
+    let running = start(hello(), limits).await;
+    let fields = "x: y\r\n".repeat(101);
+    let target = |bytes| "a".repeat(bytes);
+    for (head, status, code) in [
+        ("nonsense\r\n\r\n".to_owned(), 400, "invalid_argument"),
+        ("GET / HTTP/1.1\r\nhost : x\r\n\r\n".to_owned(), 400, "invalid_argument"),
+        (format!("GET /{} HTTP/1.1\r\nhost: x\r\n\r\n", target(65_534)), 414, "uri_too_long"),
+        (format!("GET /{} HTTP/1.1\r\nhost: x\r\n\r\n", target(1 << 20)), 414, "uri_too_long"),
+        (format!("GET / HTTP/1.1\r\n{fields}\r\n"), 431, "too_large"),
+    ] {
+        let mut stream = TcpStream::connect(running.address).await.unwrap();
+        stream.write_all(GET).await.unwrap();
+        let mut answer = [0; 1024];
+        assert!(stream.read(&mut answer).await.unwrap() > 0, "a reply before it is as ever");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let text = rest(&mut stream).await;
+        let (answer, body) = text.split_once("\r\n\r\n").unwrap();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+        assert!(answer.contains("application/problem+json"), "{answer}");
+        assert!(answer.contains("date: "), "{answer}");
+        assert!(answer.contains(&format!("content-length: {}", body.len())), "{answer}");
+        let body: serde_json::Value = serde_json::from_str(body).unwrap();
+        assert_eq!((&body["code"], &body["status"]), (&code.into(), &status.into()));
+    }
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_target_that_was_cut_is_marked() {
+    let say = async |request: AxumRequest| {
+        let is_cut = request.extensions().get::<CutTarget>().is_some();
+        format!("{} {is_cut}", request.uri())
+    };
+    let running = start(Router::new().fallback(say), HttpLimits::default()).await;
+    let mut stream = running.send(b"").await;
+    for (target, field, seen) in [
+        ("/v1/kv/a#b", "", "/v1/kv/a true"),
+        ("/v1/kv?prefix=a#", "", "/v1/kv?prefix=a true"),
+        ("/v1/kv/a", "x: GET /v1/kv/a#", "/v1/kv/a false"),
+        ("/v1/kv/a%23b", "", "/v1/kv/a%23b false"),
+    ] {
+        let head = format!("GET {target} HTTP/1.1\r\nhost: x\r\n{field}\r\n\r\n");
+        let head = head.replace("\r\n\r\n\r\n", "\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = [0; 1024];
+        let bytes = stream.read(&mut answer).await.unwrap();
+        let text = String::from_utf8_lossy(&answer[..bytes]).into_owned();
+        assert!(text.ends_with(seen), "{target}: {text}");
+    }
+    drop(stream);
+    running.stop().await;
+}
