@@ -17,7 +17,7 @@ pub(crate) fn writes(node: Arc<ReaderNode>) -> Router {
     let of_keys = || put(misdirected).delete(misdirected).post(misdirected);
     let routes =
         keys::ROUTES.into_iter().fold(Router::new(), |routes, path| routes.route(path, of_keys()));
-    let posts = ["/v1/batch", "/v1/txn", "/v1/flush"];
+    let posts = ["/v1/batch", "/v1/flush"];
     let routes =
         posts.into_iter().fold(routes, |routes, path| routes.route(path, post(misdirected)));
     routes.with_state(node)

@@ -394,3 +394,15 @@ async fn writes_are_shown_the_way_to_the_writer() {
         assert_eq!(outcome, uri != "/v1/flush", "{body}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_no_process_offers_is_no_route_here_either() {
+    let mut site = Site::new().await;
+    site.look().await;
+    for method in ["GET", "POST"] {
+        let request = Request::builder().method(method).uri("/v1/txn");
+        let (response, body) = site.ask(request).await;
+        assert_eq!(response.status(), 404, "{method}");
+        assert!(body.contains("\"code\":\"no_route\""), "{body}");
+    }
+}
