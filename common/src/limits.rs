@@ -16,8 +16,9 @@ pub const BATCH_OPS_MAX: usize = 10_000;
 pub const GET_KEYS_MAX: usize = 1_000;
 /// Largest body of a multi-get: base64 and JSON around the most keys of the greatest length.
 pub const GET_BODY_BYTES_MAX: usize = 2 * GET_KEYS_MAX * KEY_BYTES_MAX;
-/// Most bytes of values in the reply to a multi-get.
-pub const GET_VALUES_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Bytes after which the reply to a multi-get takes no further entry: with the largest one, all
+/// NULs, behind it, some 128 MiB.
+pub const GET_REPLY_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Key bounds of SSTs are cut to this many bytes: manifests stay small whatever the keys.
 pub const BOUND_BYTES_MAX: usize = 256;
 

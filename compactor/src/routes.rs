@@ -7,6 +7,7 @@ use axum::extract::State;
 use axum::routing::get;
 use axum::{Json, Router};
 use cairn_common::http::api::{BodyKind, body_kind};
+use cairn_common::http::json::Object;
 use cairn_common::http::problem::{Answer, Code, Problem};
 use cairn_common::http::request::{Arrival, Params};
 use cairn_common::http::surface::Node;
@@ -65,7 +66,7 @@ async fn ask(
         return Err(Problem::new(Code::MediaType, "the body is one JSON document"));
     }
     let body = arrival.body(body, BODY_BYTES_MAX).await?;
-    let ask: Ask = serde_json::from_slice(body.bytes())
+    let Object(ask): Object<Ask> = serde_json::from_slice(body.bytes())
         .map_err(|error| Problem::body(format!("{error}; expected {{\"kind\":\"full\"}}")))?;
     node.readiness()?;
     let id = match ask.kind {
@@ -155,6 +156,7 @@ mod tests {
             for (method, uri, body, code) in [
                 ("POST", "/v1/compactions", "", "invalid_body"),
                 ("POST", "/v1/compactions", r#"{"kind":"half"}"#, "invalid_body"),
+                ("POST", "/v1/compactions", r#"["full"]"#, "invalid_body"),
                 ("POST", "/v1/compactions", r#"{"kind":"full","x":1}"#, "invalid_body"),
                 ("POST", "/v1/compactions?now=1", r#"{"kind":"full"}"#, "invalid_argument"),
                 ("GET", "/v1/compactions?x", "", "invalid_argument"),

@@ -97,7 +97,9 @@ async fn batch(
 ) -> Answer<Response> {
     let (parts, body) = request.into_parts();
     let durability = durability(parts.uri.query())?;
-    let ops = read_batch(&arrival, &parts.headers, body).await?;
+    Conditions::refuse(&parts.headers)?;
+    // The share counts the operations until the write is answered: they may wait to be taken.
+    let (ops, _share) = read_batch(&arrival, &parts.headers, body).await?.into_parts();
     let ops = fold_ops(ops)?;
     let writer = node.serving(arrival.deadline()).await?;
     let deadline = arrival.deadline().instant();
@@ -178,5 +180,78 @@ fn overload(pressure: Pressure) -> &'static str {
         Pressure::L0Full => "L0 is full: no compactor runs, or it does not keep up",
         Pressure::Unflushed => "memtables fill their budget: the store takes flushes too slowly",
         Pressure::None | Pressure::Delay(_) => "the writer is at one of its bounds",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cairn_common::config::{HttpLimits, Size};
+    use cairn_common::env::Env;
+    use cairn_common::format::sst::SstOptions;
+    use cairn_common::http::metrics::Metrics;
+    use cairn_common::http::surface::Surface;
+    use cairn_common::store::cache::BlockCache;
+    use cairn_common::store::object::{Bucket, StoreSettings};
+    use cairn_common::store::sst::MetaBudget;
+    use tokio::sync::watch;
+    use tower::ServiceExt as _;
+
+    use super::*;
+    use crate::engine::Parts;
+    use crate::node::Phase;
+
+    /// The routes of a writer that is taking over, with this much memory for requests.
+    fn taking_over(request_memory: u64) -> (Router, watch::Sender<Phase>) {
+        let env = Env::system();
+        let settings = StoreSettings::default();
+        let parts = Parts {
+            bucket: Bucket::open("memory://", settings, env.clone()).unwrap(),
+            cache: BlockCache::memory_only(1 << 20),
+            meta: MetaBudget { bytes: 1 << 20 },
+            sst: SstOptions::default(),
+            env: env.clone(),
+        };
+        let (phase, phases) = watch::channel(Phase::Starting);
+        let node = Arc::new(WriterNode::new(phases, parts));
+        let limits = HttpLimits { request_memory: Size(request_memory), ..HttpLimits::default() };
+        let surface = Surface::new(limits, Arc::new(Metrics::new("writer")), env.clock);
+        (surface.data(Arc::clone(&node), routes(node)), phase)
+    }
+
+    #[tokio::test]
+    async fn a_batch_with_a_condition_is_refused() {
+        let (router, _phase) = taking_over(1 << 20);
+        for (name, value) in [("if-match", "\"1\""), ("if-none-match", "*")] {
+            let body = r#"{"ops":[{"op":"delete","key":"a"}]}"#;
+            let request = Request::post("/v1/batch").header(name, value).body(Body::from(body));
+            let response = router.clone().oneshot(request.unwrap()).await.unwrap();
+            assert_eq!(response.status(), 400, "{name}");
+            let body = axum::body::to_bytes(response.into_body(), 4096).await.unwrap();
+            let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+            let told = (&body["code"], &body["outcome"]);
+            assert_eq!(told, (&"invalid_argument".into(), &"not_applied".into()), "{body}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_batch_that_waits_to_be_taken_is_still_counted() {
+        let (router, phase) = taking_over(64 << 10);
+        let status = async || {
+            let value = "v".repeat(40 << 10);
+            let body = format!(r#"{{"ops":[{{"op":"put","key":"a","value":"{value}"}}]}}"#);
+            let request = Request::post("/v1/batch").body(Body::from(body)).unwrap();
+            let response = router.clone().oneshot(request).await.unwrap();
+            let body = axum::body::to_bytes(response.into_body(), 4096).await.unwrap();
+            let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+            body["code"].as_str().unwrap().to_owned()
+        };
+        let then = async {
+            let second = status().await;
+            phase.send_replace(Phase::Standby("http://other".into()));
+            second
+        };
+        let (first, second) = futures::join!(status(), then);
+        assert_eq!((&*first, &*second), ("standby", "overloaded"));
+        assert_eq!(status().await, "standby", "what was refused is not held");
     }
 }

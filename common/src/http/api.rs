@@ -54,7 +54,44 @@ impl EntryBody<'_> {
         out.extend_from_slice(self.seq.to_string().as_bytes());
         out.extend_from_slice(b"\"}");
     }
+
+    /// How many bytes that puts there: up to six for one, as control characters have names of six.
+    pub fn written_bytes(&self) -> usize {
+        let value = self.value.map_or(0, |value| 1 + field_bytes("value", value));
+        let seq = self.seq.0.checked_ilog10().unwrap_or(0) + 1;
+        let seq = usize::try_from(seq).unwrap_or(usize::MAX);
+        let around = r#"{,"etag":""}"#.len();
+        around + field_bytes("key", self.key) + value + seq
+    }
 }
+
+/// How many bytes [`write_bytes`] puts.
+fn field_bytes(name: &str, bytes: &[u8]) -> usize {
+    let around = r#""":"""#.len() + name.len();
+    match std::str::from_utf8(bytes) {
+        Ok(_) => {
+            around
+                + bytes.iter().map(|byte| usize::from(ESCAPED[usize::from(*byte)])).sum::<usize>()
+        }
+        Err(_) => around + "_b64".len() + 4 * bytes.len().div_ceil(3),
+    }
+}
+
+/// How many bytes each byte of text is in a JSON string.
+const ESCAPED: [u8; 256] = {
+    let mut bytes = [1; 256];
+    let mut control = 0;
+    while control < 0x20 {
+        bytes[control] = 6;
+        control += 1;
+    }
+    let mut short: &[u8] = b"\x08\t\n\x0c\r\"\\";
+    while let [byte, rest @ ..] = short {
+        bytes[*byte as usize] = 2;
+        short = rest;
+    }
+    bytes
+};
 
 /// `"name":"text"`, or `"name_b64":"…"` for bytes that are no text.
 pub fn write_bytes(out: &mut Vec<u8>, name: &str, bytes: &[u8]) {
@@ -339,6 +376,8 @@ fn dollars(nanodollars: u64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -357,6 +396,30 @@ mod tests {
             r#"{"key_b64":"/w==","value_b64":"/gA=","etag":"12"}"#
         );
         assert_eq!(entry(b"k", None), r#"{"key":"k","etag":"12"}"#);
+    }
+
+    proptest! {
+        #[test]
+        fn an_entry_is_as_long_as_it_was_measured(
+            key in prop_oneof![prop::collection::vec(any::<u8>(), 1..9), prop::collection::vec(0..128_u8, 1..300)],
+            value in prop::option::of(prop_oneof!["\\PC{0,9}".prop_map(String::into_bytes), prop::collection::vec(any::<u8>(), 0..9)]),
+            seq in prop_oneof![0..100_u64, 0..=Seq::MAX.0],
+        ) {
+            let entry = EntryBody { key: &key, value: value.as_deref(), seq: Seq(seq) };
+            let mut out = Vec::new();
+            entry.write(&mut out);
+            prop_assert_eq!(entry.written_bytes(), out.len());
+        }
+    }
+
+    #[test]
+    fn every_character_is_as_long_as_it_was_measured() {
+        for byte in 0..128 {
+            let entry = EntryBody { key: &[byte], value: None, seq: Seq(9) };
+            let mut out = Vec::new();
+            entry.write(&mut out);
+            assert_eq!(entry.written_bytes(), out.len(), "{byte}");
+        }
     }
 
     #[test]

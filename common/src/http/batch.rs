@@ -9,10 +9,9 @@
 //!   refused with the number of its line.
 //! - Operations are counted while they are parsed, and keys and values are copied into one
 //!   allocation, so a small body cannot become a large heap.
+//! - What was parsed stays counted against the budget of requests for as long as it is held.
 
-use std::borrow::Cow;
 use std::fmt;
-use std::marker::PhantomData;
 use std::ops::Range;
 
 use axum::body::Body;
@@ -22,9 +21,12 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use serde::Deserialize;
-use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserializer, MapAccess, Visitor};
 
 use super::api::{BodyKind, NDJSON, body_kind};
+use super::budget::{Held, Share};
+use super::json::{Object, Text, at_line, parse_list, words};
 use super::keys;
 use super::problem::{Answer, Code, Problem};
 use super::request::Arrival;
@@ -41,24 +43,29 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 );
 
 /// Reads the body of `POST /v1/batch`: operations in the order given, keys as given (one key may
-/// stand twice). Costs the body's bytes and a copy of its keys and values.
+/// stand twice). Costs the body's bytes and a copy of its keys and values; then that copy alone.
 ///
 /// # Errors
 /// `media_type`; `invalid_body` and `invalid_key`, with the line; `too_large`; those of
 /// [`Arrival::body`].
-pub async fn read_batch(arrival: &Arrival, headers: &HeaderMap, body: Body) -> Answer<Vec<Op>> {
+pub async fn read_batch(
+    arrival: &Arrival,
+    headers: &HeaderMap,
+    body: Body,
+) -> Answer<Held<Vec<Op>>> {
     let mut ops = Ops::default();
-    match body_kind(headers)? {
+    let share = match body_kind(headers)? {
         BodyKind::Json => {
             let body = arrival.body(body, BATCH_BODY_BYTES_MAX).await?;
-            parse_list(body.bytes(), "ops", |op| ops.push(op))?;
+            parse_list(body.bytes(), "ops", |Object(op)| ops.push(op))?;
+            body.into_parts().1
         }
         BodyKind::Ndjson => read_lines(arrival, body, &mut ops).await?,
-    }
-    ops.finish()
+    };
+    ops.finish(share)
 }
 
-async fn read_lines(arrival: &Arrival, body: Body, ops: &mut Ops) -> Answer<()> {
+async fn read_lines(arrival: &Arrival, body: Body, ops: &mut Ops) -> Answer<Share> {
     let mut chunks = arrival.chunks(body, BATCH_BODY_BYTES_MAX);
     let mut rest = BytesMut::new();
     let mut number = 0;
@@ -72,20 +79,26 @@ async fn read_lines(arrival: &Arrival, body: Body, ops: &mut Ops) -> Answer<()> 
             seen = 0;
         }
     }
-    ops.push_line(&rest, number + 1)
+    ops.push_line(&rest, number + 1)?;
+    Ok(chunks.into_share())
 }
 
 /// Reads the body of `POST /v1/get`: `{"keys":["a",{"b64":"…"}]}`.
 ///
 /// # Errors
 /// As [`read_batch`].
-pub async fn read_keys(arrival: &Arrival, headers: &HeaderMap, body: Body) -> Answer<Vec<Bytes>> {
+pub async fn read_keys(
+    arrival: &Arrival,
+    headers: &HeaderMap,
+    body: Body,
+) -> Answer<Held<Vec<Bytes>>> {
     if body_kind(headers)? == BodyKind::Ndjson {
         let detail = format!("this route does not take {NDJSON}");
         return Err(Problem::new(Code::MediaType, detail));
     }
     let body = arrival.body(body, GET_BODY_BYTES_MAX).await?;
     let mut keys = Vec::new();
+    let mut bytes = 0;
     parse_list(body.bytes(), "keys", |key: KeyName| {
         if keys.len() == GET_KEYS_MAX {
             let detail = format!("more than {GET_KEYS_MAX} keys in one request");
@@ -93,21 +106,53 @@ pub async fn read_keys(arrival: &Arrival, headers: &HeaderMap, body: Body) -> An
         }
         let key = match key {
             KeyName::Text(text) => text.into_bytes(),
-            KeyName::Base64 { b64 } => decode("b64", &b64)?,
+            KeyName::Base64(b64) => decode("b64", &b64)?,
         };
         keys::check(&key)?;
-        keys.push(Bytes::from(key));
+        bytes += key.len() + size_of::<Bytes>();
+        keys.push(Bytes::from(key.into_boxed_slice()));
         Ok(())
     })?;
-    Ok(keys)
+    let (_, mut share) = body.into_parts();
+    share.resize(bytes)?;
+    Ok(Held::new(keys, share))
 }
 
 /// A key as a multi-get names it.
-#[derive(Deserialize)]
-#[serde(untagged, deny_unknown_fields, expecting = "a key is text or {\"b64\":\"...\"}")]
 enum KeyName {
     Text(String),
-    Base64 { b64: String },
+    Base64(String),
+}
+
+impl<'de> Deserialize<'de> for KeyName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Base64 {
+            b64: String,
+        }
+
+        struct KeyVisitor;
+
+        impl<'de> Visitor<'de> for KeyVisitor {
+            type Value = KeyName;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a key as text or as {\"b64\":\"...\"}")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<KeyName, E> {
+                Ok(KeyName::Text(text.to_owned()))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<KeyName, A::Error> {
+                let Base64 { b64 } = Base64::deserialize(MapAccessDeserializer::new(map))?;
+                Ok(KeyName::Base64(b64))
+            }
+        }
+
+        deserializer.deserialize_any(KeyVisitor)
+    }
 }
 
 /// An operation as it stands in a body.
@@ -124,33 +169,6 @@ struct RawOp<'a> {
     value: Option<Text<'a>>,
     #[serde(borrow)]
     value_b64: Option<Text<'a>>,
-}
-
-/// A JSON string, copied only where it has escapes.
-struct Text<'a>(Cow<'a, str>);
-
-impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct TextVisitor;
-
-        impl<'de> Visitor<'de> for TextVisitor {
-            type Value = Text<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a string")
-            }
-
-            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Text<'de>, E> {
-                Ok(Text(Cow::Borrowed(text)))
-            }
-
-            fn visit_str<E>(self, text: &str) -> Result<Text<'de>, E> {
-                Ok(Text(Cow::Owned(text.to_owned())))
-            }
-        }
-
-        deserializer.deserialize_str(TextVisitor)
-    }
 }
 
 /// The operations so far: places in one allocation.
@@ -222,13 +240,16 @@ impl Ops {
             return Ok(());
         }
         let raw = serde_json::from_slice(line).map_err(|error| Problem::body(words(&error)));
-        raw.and_then(|raw| self.push(raw)).map_err(|problem| at_line(problem, number))
+        raw.and_then(|Object(raw)| self.push(raw)).map_err(|problem| at_line(problem, number))
     }
 
-    fn finish(self) -> Answer<Vec<Op>> {
+    fn finish(mut self, mut share: Share) -> Answer<Held<Vec<Op>>> {
         if self.places.is_empty() {
             return Err(Problem::body("a batch has at least one operation"));
         }
+        // Whoever keeps an operation keeps all of the allocation.
+        self.bytes.shrink_to_fit();
+        share.resize(self.bytes.len() + self.places.len() * size_of::<Op>())?;
         let bytes = Bytes::from(self.bytes);
         let op = |place: Place| Op {
             key: bytes.slice(place.key),
@@ -238,118 +259,12 @@ impl Ops {
             },
             expires_ms: None,
         };
-        Ok(self.places.into_iter().map(op).collect())
+        Ok(Held::new(self.places.into_iter().map(op).collect(), share))
     }
 }
 
 fn decode(name: &str, text: &str) -> Answer<Vec<u8>> {
     BASE64.decode(text).map_err(|_| Problem::body(format!("{name} is not base64")))
-}
-
-/// Parses `{"field":[…]}` and hands on each element as it is parsed, so that no list is held whole.
-fn parse_list<'a, T: Deserialize<'a>>(
-    bytes: &'a [u8],
-    field: &'static str,
-    mut take: impl FnMut(T) -> Answer<()>,
-) -> Answer<()> {
-    let mut refused = None;
-    let mut take = |item| match take(item) {
-        Ok(()) => true,
-        Err(problem) => {
-            refused = Some(problem);
-            false
-        }
-    };
-    let mut parser = serde_json::Deserializer::from_slice(bytes);
-    let list = Document { field, elements: Elements { take: &mut take, item: PhantomData } };
-    let parsed = list.deserialize(&mut parser).and_then(|()| parser.end());
-    parsed.map_err(|error| {
-        at_line(refused.unwrap_or_else(|| Problem::body(words(&error))), error.line())
-    })
-}
-
-struct Document<'t, T> {
-    field: &'static str,
-    elements: Elements<'t, T>,
-}
-
-struct Elements<'t, T> {
-    /// Says whether it wants more.
-    take: &'t mut dyn FnMut(T) -> bool,
-    item: PhantomData<T>,
-}
-
-impl<'de, T: Deserialize<'de>> DeserializeSeed<'de> for Document<'_, T> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
-impl<'de, T: Deserialize<'de>> Visitor<'de> for Document<'_, T> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "an object with the list {:?}", self.field)
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        let mut elements = Some(self.elements);
-        while let Some(name) = map.next_key::<Text<'de>>()? {
-            if name.0 != self.field {
-                return Err(A::Error::custom(format!("unknown field {:?}", name.0)));
-            }
-            match elements.take() {
-                Some(elements) => map.next_value_seed(elements)?,
-                None => return Err(A::Error::duplicate_field(self.field)),
-            }
-        }
-        if elements.is_some() {
-            return Err(A::Error::missing_field(self.field));
-        }
-        Ok(())
-    }
-}
-
-impl<'de, T: Deserialize<'de>> DeserializeSeed<'de> for Elements<'_, T> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_seq(self)
-    }
-}
-
-impl<'de, T: Deserialize<'de>> Visitor<'de> for Elements<'_, T> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a list")
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
-        while let Some(item) = list.next_element()? {
-            if !(self.take)(item) {
-                return Err(A::Error::custom("refused"));
-            }
-        }
-        Ok(())
-    }
-}
-
-/// The same problem, saying where.
-fn at_line(mut problem: Problem, line: usize) -> Problem {
-    problem.detail = format!("line {line}: {}", problem.detail);
-    problem
-}
-
-/// What the parser says, without its own count of lines.
-fn words(error: &serde_json::Error) -> String {
-    let text = error.to_string();
-    match text.rsplit_once(" at line ") {
-        Some((words, _)) => format!("{words}, column {}", error.column()),
-        None => text,
-    }
 }
 
 #[cfg(test)]
@@ -358,12 +273,16 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::config::HttpLimits;
-    use crate::http::request::BodyBudget;
+    use crate::config::{HttpLimits, Size};
+    use crate::http::budget::Budgets;
 
     fn arrival() -> Arrival {
-        let budget = BodyBudget::new(1 << 30);
-        Arrival::new(&HeaderMap::new(), &HttpLimits::default(), &budget).unwrap()
+        with_memory(1 << 30)
+    }
+
+    fn with_memory(bytes: u64) -> Arrival {
+        let limits = HttpLimits { request_memory: Size(bytes), ..HttpLimits::default() };
+        Arrival::new(&HeaderMap::new(), &limits, &Budgets::new(&limits)).unwrap()
     }
 
     fn ndjson() -> HeaderMap {
@@ -371,11 +290,13 @@ mod tests {
     }
 
     async fn json_batch(body: &str) -> Answer<Vec<Op>> {
-        read_batch(&arrival(), &HeaderMap::new(), Body::from(body.to_owned())).await
+        let held = read_batch(&arrival(), &HeaderMap::new(), Body::from(body.to_owned())).await?;
+        Ok(held.into_parts().0)
     }
 
     async fn line_batch(body: &str) -> Answer<Vec<Op>> {
-        read_batch(&arrival(), &ndjson(), Body::from(body.to_owned())).await
+        let held = read_batch(&arrival(), &ndjson(), Body::from(body.to_owned())).await?;
+        Ok(held.into_parts().0)
     }
 
     fn put(key: &'static [u8], value: &'static [u8]) -> Op {
@@ -408,7 +329,7 @@ mod tests {
             let pieces: Vec<_> = text.chunks(size).map(Ok::<_, std::io::Error>).collect();
             let body = Body::from_stream(futures::stream::iter(pieces));
             let ops = read_batch(&arrival(), &ndjson(), body).await.unwrap();
-            assert_eq!(ops, [delete(b"a"), delete(b"b")]);
+            assert_eq!(ops.into_parts().0, [delete(b"a"), delete(b"b")]);
         }
     }
 
@@ -425,7 +346,8 @@ mod tests {
             (r#"{"op":"delete","key_b64":"?"}"#, "not base64"),
             (r#"{"op":"delete","key":7}"#, "expected a string"),
             (r#"{"op":"delete","key":"a"} x"#, "trailing"),
-            ("[]", "invalid"),
+            ("[]", "expected an object"),
+            (r#"["put","a",null,"v",null]"#, "expected an object"),
         ];
         for (line, expected) in cases {
             let problem = line_batch(&format!("\n{line}")).await.unwrap_err();
@@ -462,7 +384,9 @@ mod tests {
     #[tokio::test]
     async fn keys_of_a_multi_get_are_text_or_base64() {
         let keys = async |body: &str| {
-            read_keys(&arrival(), &HeaderMap::new(), Body::from(body.to_owned())).await
+            let body = Body::from(body.to_owned());
+            let held = read_keys(&arrival(), &HeaderMap::new(), body).await?;
+            Ok::<_, Problem>(held.into_parts().0)
         };
         let found = keys(r#"{"keys":["a",{"b64":"/w=="},"a"]}"#).await.unwrap();
         assert_eq!(found, [&b"a"[..], b"\xff", b"a"]);
@@ -472,6 +396,7 @@ mod tests {
             (r#"{"keys":[1]}"#, Code::InvalidBody),
             (r#"{"keys":[{"b64":"?"}]}"#, Code::InvalidBody),
             (r#"{"keys":[{"b65":""}]}"#, Code::InvalidBody),
+            (r#"{"keys":[["YQ=="]]}"#, Code::InvalidBody),
             (r#"["a"]"#, Code::InvalidBody),
         ] {
             assert_eq!(keys(body).await.unwrap_err().code, code, "{body}");
@@ -480,6 +405,36 @@ mod tests {
         assert_eq!(keys(&many).await.unwrap_err().code, Code::TooLarge);
         let problem = read_keys(&arrival(), &ndjson(), Body::empty()).await.unwrap_err();
         assert_eq!(problem.code, Code::MediaType);
+    }
+
+    #[tokio::test]
+    async fn what_was_parsed_stays_counted_and_no_more_of_it() {
+        let arrival = with_memory(8 << 10);
+        let line = format!("{{\"op\":\"put\",\"key\":\"a\",\"value\":\"{}\"}}", "v".repeat(5_000));
+        let batch = async || read_batch(&arrival, &ndjson(), Body::from(line.clone())).await;
+        let held = batch().await.unwrap();
+        assert_eq!(batch().await.unwrap_err().code, Code::Overloaded);
+        drop(held);
+        let escaped = format!("{{\"keys\":[\"{}\"]}}", "\\u0061".repeat(1_000));
+        let keys =
+            async || read_keys(&arrival, &HeaderMap::new(), Body::from(escaped.clone())).await;
+        let held = keys().await.unwrap();
+        assert!(keys().await.is_ok(), "a body of 6,000 bytes left a key of 1,000");
+        drop(held);
+        let many = "{\"op\":\"delete\",\"key\":\"a\"}\n".repeat(200);
+        let problem = read_batch(&arrival, &ndjson(), Body::from(many)).await.unwrap_err();
+        assert_eq!(problem.code, Code::Overloaded, "operations are larger than their text");
+    }
+
+    #[tokio::test]
+    async fn a_batch_holds_no_more_than_its_bytes() {
+        let line = format!(r#"{{"op":"put","key":"a","value":"{}"}}"#, "v".repeat(999));
+        let mut ops = line_batch(&line).await.unwrap();
+        let Some(Op { key, payload: Payload::Value(value), .. }) = ops.pop() else {
+            panic!("a put has a value")
+        };
+        drop(key);
+        assert_eq!(value.try_into_mut().unwrap().capacity(), 999, "of the one allocation");
     }
 
     proptest! {

@@ -4,18 +4,23 @@
 //!
 //! ```text
 //! shell (accept, limits of the connection) -> surface (limits, deadline, metrics)
-//!     -> request (headers, query, body) -> a route -> api (replies) or problem (errors)
+//!     -> request, body (headers, query, body) -> a route -> api, reply or problem (errors)
 //! ```
 
 pub mod api;
 pub mod batch;
+pub mod body;
+pub mod budget;
 pub mod conditions;
 mod cursor;
+pub mod json;
 pub mod keys;
 pub mod metrics;
 pub mod problem;
 pub mod reads;
+mod reply;
 pub mod request;
 mod scans;
 pub mod shell;
 pub mod surface;
+mod trace;

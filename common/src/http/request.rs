@@ -1,25 +1,21 @@
-//! What a request carries besides its key: deadline, query parameters, headers of ours, body.
+//! What a request carries besides its key and its body: deadline, query parameters, headers of
+//! ours.
 //!
-//! **Invariants**
-//! - Whatever cannot be understood is refused with the name of the parameter or header.
-//! - A body is read up to a bound, out of a budget that all requests share, within the deadline.
+//! **Invariant**: whatever cannot be understood is refused with the name of the parameter or
+//! header.
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Body;
 use axum::extract::FromRequestParts;
-use bytes::{Bytes, BytesMut};
 use http::header::{HeaderMap, HeaderName};
 use http::request::Parts;
-use http_body_util::BodyExt as _;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
+use super::budget::Budgets;
 use super::keys::percent_decode;
-use super::problem::{Answer, Code, Outcome, Problem};
+use super::problem::{Answer, Code, Problem};
 use crate::config::{HttpLimits, Span};
 use crate::types::Seq;
 
@@ -65,56 +61,15 @@ impl Deadline {
     }
 }
 
-/// Bytes of request bodies that may be in memory, shared by all requests of a process.
-#[derive(Clone, Debug)]
-pub struct BodyBudget(Arc<Semaphore>);
-
-/// Budgets are counted in units of this many bytes, since a semaphore counts in `u32`.
-const BUDGET_UNIT_BYTES: usize = 1024;
-
-impl BodyBudget {
-    /// A budget of so many bytes.
-    pub fn new(bytes: usize) -> Self {
-        let units = (bytes / BUDGET_UNIT_BYTES).min(Semaphore::MAX_PERMITS);
-        Self(Arc::new(Semaphore::new(units)))
-    }
-
-    fn take(&self, bytes: usize) -> Answer<OwnedSemaphorePermit> {
-        let units = u32::try_from(bytes.div_ceil(BUDGET_UNIT_BYTES)).unwrap_or(u32::MAX);
-        Arc::clone(&self.0).try_acquire_many_owned(units).map_err(|_| {
-            Problem::new(Code::Overloaded, "too many bytes of requests in memory")
-                .outcome(Outcome::NotApplied)
-        })
-    }
-}
-
 /// What the surface knows about a request; every handler can extract it.
 #[derive(Clone, Debug)]
 pub struct Arrival {
     deadline: Deadline,
-    budget: BodyBudget,
-}
-
-/// A body, and its share of the budget until it is dropped.
-#[derive(Debug)]
-pub struct HeldBody {
-    bytes: Bytes,
-    _share: Option<OwnedSemaphorePermit>,
-}
-
-impl HeldBody {
-    /// All of it.
-    pub fn bytes(&self) -> &Bytes {
-        &self.bytes
-    }
+    budgets: Budgets,
 }
 
 impl Arrival {
-    pub(super) fn new(
-        headers: &HeaderMap,
-        limits: &HttpLimits,
-        budget: &BodyBudget,
-    ) -> Answer<Self> {
+    pub(super) fn new(headers: &HeaderMap, limits: &HttpLimits, budgets: &Budgets) -> Answer<Self> {
         let asked = match single(headers, &CAIRN_TIMEOUT)? {
             None => limits.request_timeout.0,
             Some(text) => match text.parse::<Span>() {
@@ -123,7 +78,7 @@ impl Arrival {
                 Err(what) => return Err(Problem::argument("cairn-timeout", what)),
             },
         };
-        Ok(Self { deadline: Deadline::after(asked), budget: budget.clone() })
+        Ok(Self { deadline: Deadline::after(asked), budgets: budgets.clone() })
     }
 
     /// When the answer is due.
@@ -131,42 +86,9 @@ impl Arrival {
         self.deadline
     }
 
-    /// The whole body, which is at most `bytes_max` long. Costs its length in memory.
-    ///
-    /// # Errors
-    /// `too_large`; `overloaded` when the budget is used up; `timeout` (408) when the client is
-    /// too slow; `invalid_body` when it breaks off. All with `not_applied`.
-    pub async fn body(&self, body: Body, bytes_max: usize) -> Answer<HeldBody> {
-        let mut chunks = self.chunks(body, bytes_max);
-        let Some(first) = chunks.next().await? else {
-            return Ok(HeldBody { bytes: Bytes::new(), _share: None });
-        };
-        let mut second = chunks.next().await?;
-        if second.is_none() {
-            return Ok(HeldBody { bytes: first, _share: chunks.share });
-        }
-        let mut whole = BytesMut::with_capacity(chunks.expected.max(2 * first.len()));
-        whole.extend_from_slice(&first);
-        while let Some(chunk) = second {
-            whole.extend_from_slice(&chunk);
-            second = chunks.next().await?;
-        }
-        Ok(HeldBody { bytes: whole.freeze(), _share: chunks.share })
-    }
-
-    /// The body piece by piece, under the same bounds and errors.
-    pub fn chunks(&self, body: Body, bytes_max: usize) -> Chunks {
-        let hint = http_body::Body::size_hint(&body);
-        let expected = usize::try_from(hint.lower()).unwrap_or(usize::MAX);
-        Chunks {
-            body,
-            expected: expected.min(bytes_max),
-            too_large: expected > bytes_max,
-            bytes: 0,
-            bytes_max,
-            arrival: self.clone(),
-            share: None,
-        }
+    /// What its body and its reply are counted against.
+    pub(super) fn budgets(&self) -> &Budgets {
+        &self.budgets
     }
 }
 
@@ -176,72 +98,6 @@ impl<S: Sync> FromRequestParts<S> for Arrival {
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Answer<Self> {
         let missing = || Problem::new(Code::Internal, "the route is outside its surface");
         parts.extensions.get::<Self>().cloned().ok_or_else(missing)
-    }
-}
-
-/// A body in pieces.
-#[derive(Debug)]
-pub struct Chunks {
-    body: Body,
-    expected: usize,
-    too_large: bool,
-    bytes: usize,
-    bytes_max: usize,
-    arrival: Arrival,
-    share: Option<OwnedSemaphorePermit>,
-}
-
-impl Chunks {
-    /// The next piece; `None` at the end. The pieces so far count against the budget until this
-    /// is dropped.
-    ///
-    /// # Errors
-    /// As [`Arrival::body`].
-    pub async fn next(&mut self) -> Answer<Option<Bytes>> {
-        let refused = |problem: Problem| problem.outcome(Outcome::NotApplied);
-        if self.too_large {
-            return Err(refused(self.refuse_large()));
-        }
-        let deadline = self.arrival.deadline.instant();
-        loop {
-            let frame = match timeout_at(deadline, self.body.frame()).await {
-                Ok(None) => return Ok(None),
-                Ok(Some(Ok(frame))) => frame,
-                Ok(Some(Err(error))) => {
-                    return Err(refused(Problem::body(format!("the body broke off: {error}"))));
-                }
-                Err(_) => {
-                    let detail = "the body did not come within the deadline";
-                    return Err(refused(Problem::new(Code::SlowClient, detail)));
-                }
-            };
-            let Ok(bytes) = frame.into_data() else { continue };
-            self.bytes += bytes.len();
-            if self.bytes > self.bytes_max {
-                return Err(refused(self.refuse_large()));
-            }
-            self.reserve(bytes.len())?;
-            return Ok(Some(bytes));
-        }
-    }
-
-    fn refuse_large(&self) -> Problem {
-        let bytes_max = self.bytes_max;
-        Problem::new(Code::TooLarge, format!("the body is larger than {bytes_max} bytes"))
-    }
-
-    /// Takes the announced length at once, so that a body is refused at its start or not at all.
-    fn reserve(&mut self, bytes: usize) -> Answer<()> {
-        match &mut self.share {
-            None => self.share = Some(self.arrival.budget.take(self.expected.max(bytes))?),
-            Some(share) => {
-                let held = share.num_permits() * BUDGET_UNIT_BYTES;
-                if self.bytes > held {
-                    share.merge(self.arrival.budget.take(self.bytes - held)?);
-                }
-            }
-        }
-        Ok(())
     }
 }
 
@@ -374,65 +230,24 @@ pub enum Staleness {
 mod tests {
     use super::*;
 
-    fn arrival(budget: usize) -> Arrival {
-        let budget = BodyBudget::new(budget);
-        Arrival::new(&HeaderMap::new(), &HttpLimits::default(), &budget).unwrap()
-    }
-
-    fn pieces(pieces: &[&'static str]) -> Body {
-        let pieces: Vec<_> = pieces.iter().map(|piece| Ok::<_, std::io::Error>(*piece)).collect();
-        Body::from_stream(futures::stream::iter(pieces))
-    }
-
-    #[tokio::test]
-    async fn a_body_is_read_up_to_its_bound() {
-        let arrival = arrival(1 << 20);
-        let body = arrival.body(pieces(&["ab", "cd", "e"]), 5).await.unwrap();
-        assert_eq!(body.bytes(), "abcde");
-        for body in [pieces(&["abc", "def"]), Body::from("abcdef")] {
-            let problem = arrival.body(body, 5).await.unwrap_err();
-            assert_eq!(problem.code, Code::TooLarge);
-            assert_eq!(problem.outcome, Some(Outcome::NotApplied));
-        }
-        assert_eq!(arrival.body(Body::empty(), 0).await.unwrap().bytes(), "");
-    }
-
-    #[tokio::test]
-    async fn bodies_share_a_budget_until_they_are_dropped() {
-        let arrival = arrival(4 * BUDGET_UNIT_BYTES);
-        let large = || Body::from(vec![0; 3 * BUDGET_UNIT_BYTES]);
-        let held = arrival.body(large(), 1 << 20).await.unwrap();
-        let problem = arrival.body(large(), 1 << 20).await.unwrap_err();
-        assert_eq!(problem.code, Code::Overloaded);
-        drop(held);
-        assert!(arrival.body(large(), 1 << 20).await.is_ok());
-        let chunk = Ok::<_, std::io::Error>(Bytes::from(vec![0; 3 * BUDGET_UNIT_BYTES]));
-        let chunks = futures::stream::iter([chunk, Ok(vec![0; 2 * BUDGET_UNIT_BYTES].into())]);
-        let problem = arrival.body(Body::from_stream(chunks), 1 << 20).await.unwrap_err();
-        assert_eq!(problem.code, Code::Overloaded);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_slow_client_is_told_so() {
-        let body = Body::from_stream(futures::stream::pending::<Result<Bytes, std::io::Error>>());
-        let problem = arrival(1 << 20).body(body, 10).await.unwrap_err();
-        assert_eq!(problem.code, Code::SlowClient);
-        assert_eq!(problem.code.status(), 408);
+    fn arrival(headers: &HeaderMap) -> Answer<Arrival> {
+        let limits = HttpLimits::default();
+        Arrival::new(headers, &limits, &Budgets::new(&limits))
     }
 
     #[tokio::test(start_paused = true)]
     async fn deadlines_are_asked_for_within_the_maximum() {
         let remaining = |text: &'static str| {
             let headers = [(CAIRN_TIMEOUT, text.parse().unwrap())].into_iter().collect();
-            Arrival::new(&headers, &HttpLimits::default(), &BodyBudget::new(0))
-                .map(|arrival| arrival.deadline().remaining())
+            arrival(&headers).map(|arrival| arrival.deadline().remaining())
         };
         assert_eq!(remaining("250ms").unwrap(), Duration::from_millis(250));
         assert_eq!(remaining("10min").unwrap(), Duration::from_mins(1));
         for wrong in ["0s", "2", "soon", ""] {
             assert_eq!(remaining(wrong).unwrap_err().code, Code::InvalidArgument, "{wrong}");
         }
-        assert_eq!(arrival(0).deadline().remaining(), Duration::from_secs(10));
+        let unasked = arrival(&HeaderMap::new()).unwrap();
+        assert_eq!(unasked.deadline().remaining(), Duration::from_secs(10));
     }
 
     #[test]

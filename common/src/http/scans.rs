@@ -5,25 +5,34 @@
 //!   the cursor is the last key.
 //! - A stream that is whole ends with `{"end":true,…}`. One that breaks off has no end line: the
 //!   connection is cut, for the status has long been sent.
-//! - A page ends at its limit or at [`SCAN_PAGE_BYTES_MAX`], with a cursor; a stream holds one
-//!   piece of [`PIECE_BYTES`] at a time.
+//! - A page ends at its limit or at [`SCAN_PAGE_BYTES_MAX`], with a cursor; a stream writes one
+//!   piece of [`PIECE_BYTES`] at a time, or of one larger entry.
+//! - Both are counted against the budget of replies. A page, or the first piece, that finds no room
+//!   is refused. A later piece waits for it, holding nothing itself: what it waits for are replies
+//!   that come to their end, or whose clients are cut off.
 
+use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::Response;
 use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::alphabet;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use bytes::Bytes;
 use futures::stream;
 use http::Uri;
 use http::header::{self, HeaderMap};
+use tracing::{Instrument as _, Span};
 
 use super::api::{EntryBody, JSON, NDJSON, reply, write_text};
+use super::budget::Budget;
 use super::cursor::Bounds;
 use super::problem::{Answer, Problem};
-use super::reads::{Answerable, Attempt, ReadRequest, Views};
+use super::reads::{Answerable, Attempt, ReadRequest, Unanswered, Views};
+use super::reply::Draft;
 use super::request::{Arrival, Params};
 use crate::error::Result;
 use crate::limits::{SCAN_LIMIT, SCAN_LIMIT_MAX, SCAN_PAGE_BYTES_MAX};
@@ -32,6 +41,15 @@ use crate::types::{Direction, KeyRange, Seq};
 
 /// What a stream hands to the connection in one go: many entries, few system calls.
 const PIECE_BYTES: usize = 64 * 1024;
+/// How long a piece waits for room: as long as a client that takes nothing of its reply is given
+/// by default.
+const ROOM_WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// Base64url; padding may be left out.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::URL_SAFE,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
 
 const PARAMS: [&str; 11] = [
     "prefix",
@@ -76,13 +94,13 @@ pub(super) async fn scan<V: Views>(
     let mut attempt = Attempt::default();
     loop {
         let answerable = views.view(request).await?;
-        let answer = asked.answer(form, &answerable);
+        let answer = asked.answer(form, &answerable, &arrival.budgets().replies);
         match request.deadline.limit("scanning", answer).await? {
             Ok(mut response) => {
                 answerable.headers().put(response.headers_mut());
                 return Ok(response);
             }
-            Err(error) => attempt.restart(&*views, error).await?,
+            Err(why) => attempt.restart(&*views, why).await?,
         }
     }
 }
@@ -136,51 +154,70 @@ impl Asked {
         Ok(Self { bounds, rest, limit: params.count("limit")?, shows })
     }
 
-    async fn answer(&self, form: Form, answerable: &Answerable) -> Result<Response> {
+    async fn answer(
+        &self,
+        form: Form,
+        answerable: &Answerable,
+        room: &Budget,
+    ) -> Result<Response, Unanswered> {
         let view = &answerable.view;
         let scan = view.scan(&self.rest, self.bounds.direction, answerable.now_ms);
         let (seq, asked) = (view.seq, self.clone());
         match form {
-            Form::Page => asked.page(scan, seq).await,
-            Form::Stream => asked.stream(scan, seq).await,
+            Form::Page => asked.page(scan, seq, Draft::new(room.empty())).await,
+            Form::Stream => asked.stream(scan, seq, room.clone()).await,
         }
     }
 
-    async fn page(self, mut scan: Scan, seq: Seq) -> Result<Response> {
+    async fn page(
+        self,
+        mut scan: Scan,
+        seq: Seq,
+        mut draft: Draft,
+    ) -> Result<Response, Unanswered> {
         let mut left = self.limit.unwrap_or(SCAN_LIMIT).min(SCAN_LIMIT_MAX);
-        let mut out = format!("{{\"seq\":{seq},\"entries\":[").into_bytes();
+        draft.frame(format!("{{\"seq\":{seq},\"entries\":["));
         let mut last: Option<Bytes> = None;
         let cursor = loop {
             let Some(row) = scan.next().await? else { break None };
-            if left == 0 || out.len() >= SCAN_PAGE_BYTES_MAX {
+            if left == 0 || draft.bytes() >= SCAN_PAGE_BYTES_MAX {
                 break last.map(|key| self.bounds.cursor(&key));
             }
             left -= 1;
             if last.is_some() {
-                out.push(b',');
+                draft.frame(",");
             }
-            self.shows.write(&row, &mut out);
+            draft.entry(&self.shows.of(&row))?;
             last = Some(row.key);
         };
-        out.extend_from_slice(b"],");
-        write_cursor(&mut out, cursor.as_deref());
-        out.push(b'}');
-        Ok(reply(JSON, out))
+        draft.frame("],");
+        draft.frame(cursor_field(cursor.as_deref()));
+        draft.frame("}");
+        Ok(draft.finish(JSON))
     }
 
     /// Reads the first piece before the reply's head leaves, so that most failures are honest
     /// statuses.
-    async fn stream(self, scan: Scan, seq: Seq) -> Result<Response> {
+    async fn stream(self, scan: Scan, seq: Seq, room: Budget) -> Result<Response, Unanswered> {
         let left = self.limit.unwrap_or(usize::MAX);
-        let mut lines = Lines { asked: self, scan, seq, left, last: None, state: Phase::Open };
+        let state = Phase::Fresh;
+        let mut lines =
+            Lines { asked: self, scan, seq, room, left, held_back: None, last: None, state };
         let first = lines.next_piece().await?;
-        let rest = stream::try_unfold(lines, async |mut lines| match lines.next_piece().await {
-            Ok(Some(piece)) => Ok(Some((piece, lines))),
-            Ok(None) => Ok(None),
-            Err(error) => {
-                tracing::warn!(%error, "a stream of a scan broke off");
-                Err(error)
-            }
+        // The rest is read by the connection, after the request's own future has ended.
+        let span = Span::current();
+        let rest = stream::try_unfold(lines, move |mut lines| {
+            let span = span.clone();
+            let piece = async move {
+                match lines.next_piece().await {
+                    Ok(piece) => Ok(piece.map(|piece| (piece, lines))),
+                    Err(why) => {
+                        tracing::warn!(?why, "a stream of a scan broke off");
+                        Err(io::Error::other("the scan broke off"))
+                    }
+                }
+            };
+            piece.instrument(span)
         });
         let first = stream::iter(first.map(Ok));
         Ok(reply(NDJSON, Body::from_stream(stream::StreamExt::chain(first, rest))))
@@ -192,9 +229,9 @@ fn bound(params: &Params, name: &str, name_b64: &str) -> Answer<Option<Bytes>> {
     match (params.bytes(name), params.text(name_b64)?) {
         (None, None) => Ok(None),
         (Some(bytes), None) => Ok(Some(Bytes::copy_from_slice(bytes))),
-        (None, Some(text)) => match URL_SAFE_NO_PAD.decode(text) {
+        (None, Some(text)) => match BASE64.decode(text) {
             Ok(bytes) => Ok(Some(bytes.into())),
-            Err(_) => Err(Problem::argument(name_b64, "is not base64url without padding")),
+            Err(_) => Err(Problem::argument(name_b64, "is not base64url")),
         },
         (Some(_), Some(_)) => {
             Err(Problem::argument(name_b64, format!("cannot stand beside {name}")))
@@ -202,18 +239,20 @@ fn bound(params: &Params, name: &str, name_b64: &str) -> Answer<Option<Bytes>> {
     }
 }
 
-fn write_cursor(out: &mut Vec<u8>, cursor: Option<&str>) {
-    out.extend_from_slice(b"\"cursor\":");
+/// `"cursor":"…"`, or null.
+fn cursor_field(cursor: Option<&str>) -> Vec<u8> {
+    let mut out = b"\"cursor\":".to_vec();
     match cursor {
-        Some(cursor) => write_text(out, cursor),
+        Some(cursor) => write_text(&mut out, cursor),
         None => out.extend_from_slice(b"null"),
     }
+    out
 }
 
 impl Shows {
-    fn write(self, row: &Row, out: &mut Vec<u8>) {
+    fn of(self, row: &Row) -> EntryBody<'_> {
         let value = (self == Self::KeysAndValues).then_some(&*row.value);
-        EntryBody { key: &row.key, value, seq: row.seq }.write(out);
+        EntryBody { key: &row.key, value, seq: row.seq }
     }
 }
 
@@ -222,42 +261,68 @@ struct Lines {
     asked: Asked,
     scan: Scan,
     seq: Seq,
+    room: Budget,
     left: usize,
+    /// Read, and too large for the piece before.
+    held_back: Option<Row>,
     last: Option<Bytes>,
     state: Phase,
 }
 
 enum Phase {
+    /// Nothing was sent.
+    Fresh,
     Open,
     Ended,
 }
 
 impl Lines {
     /// The next piece of whole lines; `None` after the end line.
-    async fn next_piece(&mut self) -> Result<Option<Bytes>> {
+    async fn next_piece(&mut self) -> Result<Option<Bytes>, Unanswered> {
         if matches!(self.state, Phase::Ended) {
             return Ok(None);
         }
-        let mut out = Vec::with_capacity(PIECE_BYTES);
-        while out.len() < PIECE_BYTES {
-            let row = self.scan.next().await?;
-            let cursor = match (row, self.left) {
-                (Some(row), 1..) => {
-                    self.left -= 1;
-                    self.asked.shows.write(&row, &mut out);
-                    out.push(b'\n');
-                    self.last = Some(row.key);
-                    continue;
-                }
-                (Some(_), 0) => self.last.as_ref().map(|key| self.asked.bounds.cursor(key)),
-                (None, _) => None,
-            };
-            out.extend_from_slice(format!("{{\"end\":true,\"seq\":{},", self.seq).as_bytes());
-            write_cursor(&mut out, cursor.as_deref());
-            out.extend_from_slice(b"}\n");
-            self.state = Phase::Ended;
-            break;
+        let mut next = self.next_row().await?;
+        let shows = self.asked.shows;
+        let line_bytes = |row: &Row| shows.of(row).written_bytes() + 1;
+        let room = next.as_ref().map_or(0, line_bytes).max(PIECE_BYTES);
+        let share = match self.state {
+            Phase::Fresh => self.room.share(room)?,
+            Phase::Open | Phase::Ended => self.room.share_within(room, ROOM_WAIT_MAX).await?,
+        };
+        let mut draft = Draft::with_room(room, share);
+        self.state = Phase::Open;
+        while let Some(row) = next {
+            if draft.bytes() + line_bytes(&row) > room {
+                self.held_back = Some(row);
+                return Ok(Some(draft.into_bytes()));
+            }
+            self.left -= 1;
+            draft.entry(&shows.of(&row))?;
+            draft.frame("\n");
+            self.last = Some(row.key);
+            next = self.next_row().await?;
         }
-        Ok(Some(out.into()))
+        draft.frame(self.end_line().await?);
+        self.state = Phase::Ended;
+        Ok(Some(draft.into_bytes()))
+    }
+
+    /// The next row within the limit.
+    async fn next_row(&mut self) -> Result<Option<Row>> {
+        match self.held_back.take() {
+            None if self.left == 0 => Ok(None),
+            None => self.scan.next().await,
+            row => Ok(row),
+        }
+    }
+
+    /// What follows the last row: with a cursor where only the limit ended the scan.
+    async fn end_line(&mut self) -> Result<Vec<u8>> {
+        let more = self.left == 0 && self.scan.next().await?.is_some();
+        let last = self.last.as_ref().filter(|_| more);
+        let cursor = last.map(|key| self.asked.bounds.cursor(key));
+        let head = format!("{{\"end\":true,\"seq\":{},", self.seq);
+        Ok([head.as_bytes(), &cursor_field(cursor.as_deref()), b"}\n"].concat())
     }
 }

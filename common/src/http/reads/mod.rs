@@ -19,20 +19,25 @@ use http::{StatusCode, Uri};
 
 use super::api::{EntryBody, JSON, OCTETS, ReadHeaders, etag, reply};
 use super::batch::read_keys;
+use super::budget::Held;
 use super::conditions::{Conditions, Failed};
 use super::keys::{self, Key};
 use super::problem::{Answer, Code, Problem};
+use super::reply::Draft;
 use super::request::{Arrival, Deadline, Params, Staleness, min_seq, staleness};
 use super::scans::scan;
 use crate::error::{Error, Result};
-use crate::limits::GET_VALUES_BYTES_MAX;
+use crate::limits::GET_REPLY_BYTES_MAX;
 use crate::lsm::visible::Found;
 use crate::read::view::View;
 use crate::types::Seq;
 
-/// Keys of a multi-get that are looked up together: bounds the values in memory beyond the limit
-/// of the reply.
-const GET_KEYS_TOGETHER: usize = 64;
+/// Keys of a multi-get that are looked up together at first: of the largest values, 128 MiB.
+const GET_KEYS_AT_FIRST: usize = 8;
+/// Keys that are looked up together at most.
+const GET_KEYS_TOGETHER_MAX: usize = 64;
+/// Bytes of values that are held beside the reply, as far as the values before foretell.
+const GET_TOGETHER_BYTES: usize = 16 * 1024 * 1024;
 
 /// What a read asks of the view that answers it.
 #[derive(Clone, Copy, Debug)]
@@ -126,16 +131,42 @@ pub(super) enum Attempt {
     Second,
 }
 
+/// Why a view gave no answer.
+#[derive(Debug)]
+pub(super) enum Unanswered {
+    /// It could not be read.
+    Failed(Error),
+    /// The client is told this.
+    Refused(Problem),
+}
+
+impl From<Error> for Unanswered {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<Problem> for Unanswered {
+    fn from(problem: Problem) -> Self {
+        Self::Refused(problem)
+    }
+}
+
 impl Attempt {
     /// Reloads and returns, so that the caller tries again; or says what the client is told.
-    pub(super) async fn restart<V: Views>(&mut self, views: &V, error: Error) -> Answer<()> {
-        match (&self, &error) {
-            (Self::First, Error::NotFound(object)) => {
+    pub(super) async fn restart<V: Views>(
+        &mut self,
+        views: &V,
+        why: impl Into<Unanswered>,
+    ) -> Answer<()> {
+        match (&self, why.into()) {
+            (Self::First, Unanswered::Failed(Error::NotFound(object))) => {
                 tracing::info!(%object, "an object of the view is gone; restarting the request");
                 *self = Self::Second;
                 Ok(views.reload().await?)
             }
-            _ => Err(error.into()),
+            (_, Unanswered::Failed(error)) => Err(error.into()),
+            (_, Unanswered::Refused(problem)) => Err(problem),
         }
     }
 }
@@ -155,7 +186,10 @@ async fn get_one<V: Views>(
         return Err(about.on(Problem::new(Code::NotFound, "there is no such key")));
     };
     let mut response = match conditions.failed(Some(found.seq)) {
-        None => reply(OCTETS, found.value),
+        None => {
+            let share = arrival.budgets().replies.share(found.value.len())?;
+            reply(OCTETS, Held::new(found.value, share).into_bytes())
+        }
         Some(Failed::NoneMatch) => StatusCode::NOT_MODIFIED.into_response(),
         Some(Failed::Match) => {
             let detail = format!("the etag is \"{}\"", found.seq);
@@ -192,47 +226,80 @@ async fn get_many<V: Views>(
 ) -> Answer {
     let params = Params::parse(uri.query(), &["level"])?;
     let request = ReadRequest::parse(&headers, &params, &arrival)?;
-    let keys = read_keys(&arrival, &headers, body).await?;
+    let (keys, _share) = read_keys(&arrival, &headers, body).await?.into_parts();
     let mut attempt = Attempt::default();
     loop {
         let answerable = views.view(request).await?;
-        let read = request.deadline.limit("reading", write_found(&answerable, &keys)).await?;
-        match read {
-            Ok(body) => {
-                let mut response = reply(JSON, body?);
+        let draft = Draft::new(arrival.budgets().replies.empty());
+        let read = write_found(draft, &answerable, &keys);
+        match request.deadline.limit("reading", read).await? {
+            Ok(draft) => {
+                let mut response = draft.finish(JSON);
                 answerable.headers().put(response.headers_mut());
                 return Ok(response);
             }
-            Err(error) => attempt.restart(&*views, error).await?,
+            Err(why) => attempt.restart(&*views, why).await?,
         }
     }
 }
 
 /// The reply to a multi-get, or that it would be too large.
-async fn write_found(answerable: &Answerable, keys: &[Bytes]) -> Result<Answer<Vec<u8>>> {
-    let mut out = format!("{{\"seq\":{},\"entries\":[", answerable.view.seq).into_bytes();
-    let mut value_bytes = 0;
-    let mut separator: &[u8] = b"";
-    for keys in keys.chunks(GET_KEYS_TOGETHER) {
+async fn write_found(
+    mut draft: Draft,
+    answerable: &Answerable,
+    keys: &[Bytes],
+) -> Result<Draft, Unanswered> {
+    draft.frame(format!("{{\"seq\":{},\"entries\":[", answerable.view.seq));
+    let mut separator = "";
+    let mut together = Together::default();
+    let mut rest = keys;
+    while let Some((keys, behind)) = rest.split_at_checked(together.keys.min(rest.len())) {
+        if keys.is_empty() {
+            break;
+        }
+        rest = behind;
         let found = answerable.view.get_many(keys, answerable.now_ms).await?;
+        together.learn(&found);
         for (key, found) in keys.iter().zip(found) {
-            out.extend_from_slice(separator);
-            separator = b",";
+            draft.frame(separator);
+            separator = ",";
             let Some(found) = found else {
-                out.extend_from_slice(b"null");
+                draft.frame("null");
                 continue;
             };
-            value_bytes += found.value.len();
-            EntryBody { key, value: Some(&found.value), seq: found.seq }.write(&mut out);
-        }
-        if value_bytes > GET_VALUES_BYTES_MAX {
-            let detail =
-                format!("the values are larger than {GET_VALUES_BYTES_MAX} bytes; ask for fewer");
-            return Ok(Err(Problem::new(Code::TooLarge, detail)));
+            if draft.bytes() >= GET_REPLY_BYTES_MAX {
+                let detail =
+                    format!("the reply is larger than {GET_REPLY_BYTES_MAX} bytes; ask for fewer");
+                return Err(Problem::new(Code::TooLarge, detail).into());
+            }
+            draft.entry(&EntryBody { key, value: Some(&found.value), seq: found.seq })?;
         }
     }
-    out.extend_from_slice(b"]}");
-    Ok(Ok(out))
+    draft.frame("]}");
+    Ok(draft)
+}
+
+/// How many keys are looked up together: as many as fill [`GET_TOGETHER_BYTES`] with values of the
+/// largest size so far, and at most twice as many as the last time.
+#[derive(Debug)]
+struct Together {
+    keys: usize,
+    value_bytes_max: usize,
+}
+
+impl Default for Together {
+    fn default() -> Self {
+        Self { keys: GET_KEYS_AT_FIRST, value_bytes_max: 1 }
+    }
+}
+
+impl Together {
+    fn learn(&mut self, found: &[Option<Found>]) {
+        let largest = found.iter().flatten().map(|found| found.value.len()).max();
+        self.value_bytes_max = self.value_bytes_max.max(largest.unwrap_or(0));
+        let fitting = (GET_TOGETHER_BYTES / self.value_bytes_max).max(1);
+        self.keys = fitting.min(2 * self.keys).min(GET_KEYS_TOGETHER_MAX);
+    }
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::body::to_bytes;
 use axum::extract::Request;
+use futures::StreamExt as _;
 use http::Response;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -13,11 +14,11 @@ use uuid::Uuid;
 
 use super::*;
 use crate::clock::SystemClock;
-use crate::config::HttpLimits;
+use crate::config::{HttpLimits, Size};
 use crate::env::Env;
 use crate::format::manifest::{Manifest, SstInfo};
 use crate::format::path::{ManifestId, OutputId};
-use crate::http::api::Status;
+use crate::http::api::{NDJSON, Status};
 use crate::http::metrics::Metrics;
 use crate::http::surface::{Node, Surface};
 use crate::lsm::memtable::Memtable;
@@ -112,11 +113,15 @@ struct Site {
 
 impl Site {
     fn new(views: Vec<Arc<View>>) -> Self {
+        Self::with_limits(views, HttpLimits::default())
+    }
+
+    fn with_limits(views: Vec<Arc<View>>, limits: HttpLimits) -> Self {
         let views =
             Arc::new(Fixed { views, reloads: AtomicUsize::new(0), asked: Mutex::default() });
         let metrics = Arc::new(Metrics::new("reader"));
         let clock = Arc::new(SystemClock::default());
-        let surface = Surface::new(HttpLimits::default(), metrics, clock);
+        let surface = Surface::new(limits, metrics, clock);
         let router = surface.data(Arc::clone(&views), routes(Arc::clone(&views)));
         Self { views, router }
     }
@@ -276,7 +281,9 @@ async fn bounds_are_understood_or_refused() {
     let site = site().await;
     let count = async |uri: &str| site.json(uri).await.1["entries"].as_array().unwrap().len();
     assert_eq!(count("/v1/kv?prefix=a%2F").await, 2);
-    assert_eq!(count("/v1/kv?prefix_b64=_g").await, 1);
+    for encoded in ["_g", "_g==", "_g%3D%3D"] {
+        assert_eq!(count(&format!("/v1/kv?prefix_b64={encoded}")).await, 1, "{encoded}");
+    }
     assert_eq!(count("/v1/kv?start=a/2&end=b").await, 1);
     assert_eq!(count("/v1/kv?start=b&end=a").await, 0);
     assert_eq!(count("/v1/kv?limit=1000000").await, 4);
@@ -284,7 +291,8 @@ async fn bounds_are_understood_or_refused() {
     for uri in [
         "/v1/kv?prefix=a&start=a",
         "/v1/kv?prefix=a&prefix_b64=YQ",
-        "/v1/kv?start_b64=_w==",
+        "/v1/kv?start_b64=%2Fw",
+        "/v1/kv?start_b64=_",
         "/v1/kv?limit=0",
         "/v1/kv?limit=x",
         "/v1/kv?reverse=yes",
@@ -342,13 +350,101 @@ async fn many_keys_are_answered_in_order() {
     assert_eq!(site.ask(request, "").await.0.status(), 415);
 }
 
+/// As many times the key `a`.
+fn keys(count: usize) -> String {
+    format!("{{\"keys\":[{}]}}", vec!["\"a\""; count].join(","))
+}
+
+async fn status_of_get(site: &Site, body: &str) -> u16 {
+    site.ask(Request::post("/v1/get"), body).await.0.status().as_u16()
+}
+
 #[tokio::test]
-async fn a_multi_get_has_a_bound_on_its_values() {
-    let value = vec![b'x'; GET_VALUES_BYTES_MAX / 2];
+async fn a_multi_get_has_a_bound_on_its_reply() {
+    let value = vec![b'x'; GET_REPLY_BYTES_MAX / 2];
     let site = Site::new(vec![view(&[(b"a", &value)], vec![]).await]);
-    let status = async |body| site.ask(Request::post("/v1/get"), body).await.0.status().as_u16();
-    assert_eq!(status(r#"{"keys":["a","a"]}"#).await, 200);
-    assert_eq!(status(r#"{"keys":["a","a","a"]}"#).await, 413);
+    assert_eq!(status_of_get(&site, &keys(2)).await, 200);
+    assert_eq!(status_of_get(&site, &keys(3)).await, 413);
+}
+
+#[tokio::test]
+async fn escapes_count_against_the_bound_of_a_multi_get() {
+    // Six bytes each as JSON.
+    let value = vec![0; GET_REPLY_BYTES_MAX / 12];
+    let site = Site::new(vec![view(&[(b"a", &value)], vec![]).await]);
+    assert_eq!(status_of_get(&site, &keys(2)).await, 200);
+    assert_eq!(status_of_get(&site, &keys(64)).await, 413);
+}
+
+#[test]
+fn keys_are_looked_up_together_as_far_as_their_values_are_small() {
+    let found = |bytes| {
+        let value = Bytes::from(vec![0; bytes]);
+        Some(Found { value, seq: Seq(1), expires_ms: None })
+    };
+    let mut together = Together::default();
+    let mut learn = |found| {
+        together.learn(&[found, None]);
+        together.keys
+    };
+    assert_eq!(learn(None), 16);
+    assert_eq!([learn(found(1)), learn(None), learn(None)], [32, 64, 64]);
+    assert_eq!(learn(found(GET_TOGETHER_BYTES / 3)), 3);
+    assert_eq!(learn(found(1)), 3);
+    assert_eq!(learn(found(2 * GET_TOGETHER_BYTES)), 1);
+}
+
+#[tokio::test]
+async fn replies_are_counted_until_they_are_taken() {
+    let value = vec![b'x'; 600 << 10];
+    let view = view(&[(b"a", &value), (b"b", &value)], vec![]).await;
+    let limits = HttpLimits { reply_memory: Size(1 << 20), ..HttpLimits::default() };
+    let site = Site::with_limits(vec![view], limits);
+    let ask = async |uri: &str| {
+        let request = Request::get(uri).header("accept", NDJSON).body(Body::empty()).unwrap();
+        site.router.clone().oneshot(request).await.unwrap()
+    };
+    for uri in ["/v1/kv/a", "/v1/kv?prefix=a"] {
+        let reply = ask(uri).await;
+        assert_eq!(reply.status(), 200, "{uri}");
+        assert_eq!(ask("/v1/kv/b").await.status(), 503, "{uri}");
+        assert_eq!(ask("/v1/kv?prefix=b").await.status(), 503, "{uri}");
+        assert_eq!(status_of_get(&site, &keys(1)).await, 503, "{uri}");
+        assert_eq!(site.json("/v1/kv?prefix=b").await.1["code"], "overloaded");
+        // What a connection has not sent yet is all that is left of a reply.
+        let bytes = to_bytes(reply.into_body(), usize::MAX).await.unwrap();
+        assert_eq!(ask("/v1/kv/b").await.status(), 503, "{uri}");
+        drop(bytes);
+    }
+    assert_eq!(site.json("/v1/kv?limit=1").await.0, 200);
+    assert_eq!(site.json("/v1/kv").await.0, 503, "both are more than there may be");
+    assert_eq!(site.lines("/v1/kv").await.len(), 3, "a piece is one of them");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_waits_for_room_and_not_for_ever() {
+    let value = vec![b'x'; 600 << 10];
+    let view = view(&[(b"a", &value), (b"b", &value)], vec![]).await;
+    let limits = HttpLimits { reply_memory: Size(1 << 20), ..HttpLimits::default() };
+    let site = Site::with_limits(vec![view], limits);
+    let ask = async || {
+        let request = Request::get("/v1/kv").header("accept", NDJSON).body(Body::empty()).unwrap();
+        let response = site.router.clone().oneshot(request).await.unwrap();
+        response.into_body().into_data_stream()
+    };
+    let mut stream = ask().await;
+    let first = stream.next().await.unwrap().unwrap();
+    let later = async {
+        tokio::time::sleep(std::time::Duration::from_secs(9)).await;
+        drop(first);
+    };
+    let (second, ()) = futures::join!(stream.next(), later);
+    assert!(second.unwrap().is_ok());
+    drop(stream);
+    let mut stream = ask().await;
+    let first = stream.next().await.unwrap().unwrap();
+    assert!(stream.next().await.unwrap().is_err(), "nobody takes the first piece");
+    drop(first);
 }
 
 #[tokio::test]

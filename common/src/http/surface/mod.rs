@@ -5,10 +5,12 @@
 //! - `/livez` depends on nothing but the process itself.
 //! - Whatever is refused before a handler is reached was not applied, and says so on writes.
 //! - An unknown path is `no_route`, a known path with another method is `method`.
+//! - A request is in progress until its reply is handed over whole, or dropped.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
@@ -16,16 +18,21 @@ use axum::routing::get;
 use axum::{Json, Router};
 use http::{Method, header};
 use tokio::sync::Semaphore;
+use tracing::{Instrument as _, Span};
 
 use super::api::Status;
+use super::budget::Budgets;
 use super::metrics::{MEDIA_TYPE, Metrics, Sample};
 use super::problem::{Answer, Code, Outcome, Problem};
-use super::request::{Arrival, BodyBudget, Params};
+use super::reply::Keeping;
+use super::request::{Arrival, Params};
+use super::shell::CutTarget;
+use super::trace::TraceParent;
 use crate::clock::Clock;
 use crate::config::HttpLimits;
 
 /// The longest request target; a key of the greatest length fits, every byte of it escaped.
-/// (hyper itself refuses targets from 65,535 bytes on, with an empty 414.)
+/// (hyper itself refuses targets from 65,535 bytes on, see [`super::shell`].)
 const URI_BYTES_MAX: usize = 60_000;
 
 /// A process as its surfaces see it.
@@ -46,16 +53,16 @@ pub struct Surface {
     limits: HttpLimits,
     metrics: Arc<Metrics>,
     clock: Arc<dyn Clock>,
-    requests: Semaphore,
-    bodies: BodyBudget,
+    requests: Arc<Semaphore>,
+    budgets: Budgets,
 }
 
 impl Surface {
     /// The surface of one process.
     pub fn new(limits: HttpLimits, metrics: Arc<Metrics>, clock: Arc<dyn Clock>) -> Arc<Self> {
         let requests = Semaphore::new(limits.requests_max.min(Semaphore::MAX_PERMITS));
-        let bodies = BodyBudget::new(limits.request_memory.to_usize());
-        Arc::new(Self { limits, metrics, clock, requests, bodies })
+        let budgets = Budgets::new(&limits);
+        Arc::new(Self { limits, metrics, clock, requests: Arc::new(requests), budgets })
     }
 
     /// The router of `--listen`: the routes of the process, `/livez`, `/readyz`, `/v1/status`.
@@ -100,8 +107,8 @@ async fn status<N: Node>(State(node): State<Arc<N>>, request: Request) -> Answer
 
 /// Refuses at once what cannot be taken on: a queue would only make every request late.
 async fn bound(State(surface): State<Arc<Surface>>, request: Request, next: Next) -> Response {
-    match surface.requests.try_acquire() {
-        Ok(_slot) => next.run(request).await,
+    match Arc::clone(&surface.requests).try_acquire_owned() {
+        Ok(slot) => next.run(request).await.map(|body| Body::new(Keeping::new(body, slot))),
         Err(_) => Problem::new(Code::Overloaded, "too many requests in progress").into_response(),
     }
 }
@@ -113,6 +120,7 @@ struct InProgress<'a> {
     method: Method,
     status: u16,
     began: std::time::Duration,
+    span: Span,
 }
 
 /// What is counted where the client went away first (nginx's word for it).
@@ -123,6 +131,8 @@ impl Drop for InProgress<'_> {
         let took = self.surface.clock.boot().saturating_sub(self.began);
         let route = self.route.as_ref().map_or("none", |route| route_label(route.as_str()));
         let method = method_label(&self.method);
+        let status = self.status;
+        tracing::debug!(parent: &self.span, method, route, status, ?took, "answered");
         self.surface.metrics.answered(Sample { route, method, status: self.status, took });
     }
 }
@@ -167,30 +177,39 @@ async fn observe(
     next: Next,
 ) -> Response {
     surface.metrics.started();
+    let trace = TraceParent::of(request.headers());
+    let span = trace.as_ref().map_or_else(Span::none, TraceParent::span);
     let mut progress = InProgress {
         surface: &surface,
         route: request.extensions().get::<MatchedPath>().cloned(),
         method: request.method().clone(),
         status: STATUS_CLIENT_GONE,
         began: surface.clock.boot(),
+        span: span.clone(),
     };
     let is_write = is_write(&progress);
     let response = match admit(&surface, &mut request) {
-        Ok(()) => next.run(request).await,
+        Ok(()) => next.run(request).instrument(span).await,
         Err(problem) => problem.into_response(),
     };
-    let response = complete(&surface, response, is_write);
+    let mut response = complete(&surface, response, is_write);
+    if let Some(trace) = trace {
+        trace.put(response.headers_mut());
+    }
     progress.status = response.status().as_u16();
     response
 }
 
 fn admit(surface: &Surface, request: &mut Request) -> Answer<()> {
+    if request.extensions().get::<CutTarget>().is_some() {
+        return Err(Problem::argument("target", "has a raw #; in a key it is %23"));
+    }
     let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
     if target > URI_BYTES_MAX {
         let detail = format!("a request target of {target} bytes is above {URI_BYTES_MAX}");
         return Err(Problem::new(Code::UriTooLong, detail));
     }
-    let arrival = Arrival::new(request.headers(), &surface.limits, &surface.bodies)?;
+    let arrival = Arrival::new(request.headers(), &surface.limits, &surface.budgets)?;
     request.extensions_mut().insert(arrival);
     Ok(())
 }

@@ -169,3 +169,87 @@ async fn excess_requests_are_refused_at_once() {
     assert_eq!(problem(&router, "PUT", "/v1/kv/a").await, refused);
     assert_eq!(answer(&router, "GET", "/livez", "").await.0, 200);
 }
+
+#[tokio::test]
+async fn a_request_is_in_progress_until_its_reply_has_ended() {
+    let limits = HttpLimits { requests_max: 1, ..HttpLimits::default() };
+    let endless = async || {
+        let piece = futures::stream::repeat_with(|| Ok::<_, std::io::Error>("piece"));
+        Body::from_stream(piece)
+    };
+    let routes = Router::new().route("/v1/kv", get(endless));
+    let router = surface(limits).data(Arc::new(Fake::Ready), routes);
+    let ask = async || {
+        let request = Request::get("/v1/kv").body(Body::empty()).unwrap();
+        router.clone().oneshot(request).await.unwrap()
+    };
+    let reply = ask().await;
+    assert_eq!(ask().await.status(), 503);
+    drop(reply);
+    assert_eq!(ask().await.status(), 200);
+}
+
+#[tokio::test]
+async fn a_target_that_was_cut_is_refused() {
+    let mut request = Request::put("/v1/kv/a").body(Body::empty()).unwrap();
+    request.extensions_mut().insert(CutTarget);
+    let response = data(Fake::Ready).oneshot(request).await.unwrap();
+    assert_eq!(response.status(), 400);
+    let body = to_bytes(response.into_body(), usize::MAX).await.unwrap();
+    let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+    let expected = (&"invalid_argument".into(), &"not_applied".into());
+    assert_eq!((&body["code"], &body["outcome"]), expected);
+}
+
+#[tokio::test]
+async fn a_trace_context_is_logged_and_handed_back() {
+    const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let logs = Logs::default();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::DEBUG)
+        .with_writer(logs.clone())
+        .json()
+        .finish();
+    let router = data(Fake::Ready);
+    let ask = async |uri: &str, trace: &str| {
+        let request = Request::get(uri).header("traceparent", trace).body(Body::empty()).unwrap();
+        let response = router.clone().oneshot(request).await.unwrap();
+        response.headers().get("traceparent").cloned()
+    };
+    let _guard = tracing::subscriber::set_default(subscriber);
+    for uri in ["/v1/kv/a", "/v1/kv/", "/nowhere", "/v1/kv?cursor=x"] {
+        assert_eq!(ask(uri, TRACE).await.unwrap(), TRACE, "{uri}");
+    }
+    assert_eq!(ask("/v1/kv/a", "00-nonsense").await, None);
+    let logs = String::from_utf8(logs.0.lock().unwrap().clone()).unwrap();
+    let lines: Vec<_> = logs.lines().filter(|line| line.contains("answered")).collect();
+    assert_eq!(lines.len(), 5, "{logs}");
+    let traced = |line: &&&str| {
+        line.contains("\"trace_id\":\"4bf92f3577b34da6a3ce929d0e0e4736\"")
+            && line.contains("\"parent_id\":\"00f067aa0ba902b7\"")
+    };
+    assert_eq!(lines.iter().filter(traced).count(), 4, "{logs}");
+}
+
+/// What was logged.
+#[derive(Clone, Default)]
+struct Logs(Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl std::io::Write for Logs {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl tracing_subscriber::fmt::MakeWriter<'_> for Logs {
+    type Writer = Self;
+
+    fn make_writer(&self) -> Self {
+        self.clone()
+    }
+}
