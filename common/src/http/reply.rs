@@ -3,7 +3,6 @@
 //! **Invariants**
 //! - An entry is measured before it is written: JSON makes up to six bytes of one.
 //! - Room is taken before memory is: a reply that does not fit is refused, not begun.
-//! - What stands around the entries is small, and not counted.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -46,25 +45,38 @@ impl Draft {
         self.out.len()
     }
 
-    /// Puts something small behind it.
-    pub(super) fn frame(&mut self, text: impl AsRef<[u8]>) {
-        self.out.extend_from_slice(text.as_ref());
+    /// Puts what stands around entries behind it.
+    ///
+    /// # Errors
+    /// `overloaded` where there is no room for it in memory; nothing of it is written.
+    pub(super) fn frame(&mut self, text: impl AsRef<[u8]>) -> Answer<()> {
+        let text = text.as_ref();
+        self.reserve(text.len())?;
+        self.out.extend_from_slice(text);
+        Ok(())
     }
 
     /// Puts an entry behind it.
     ///
     /// # Errors
-    /// `overloaded` where there is no room for it in memory; nothing of it is written.
+    /// As [`Draft::frame`].
     pub(super) fn entry(&mut self, entry: &EntryBody<'_>) -> Answer<()> {
-        let needed = self.out.len() + entry.written_bytes();
+        let bytes = entry.written_bytes();
+        let whole = self.out.len() + bytes;
+        self.reserve(bytes)?;
+        entry.write(&mut self.out);
+        debug_assert_eq!(self.out.len(), whole, "an entry is as long as it was measured");
+        Ok(())
+    }
+
+    fn reserve(&mut self, bytes: usize) -> Answer<()> {
+        let needed = self.out.len() + bytes;
         if needed > self.out.capacity() {
             let step = self.out.capacity().clamp(STEP_BYTES_MIN, STEP_BYTES_MAX);
             let room = needed.max(self.out.capacity() + step);
             self.share.resize(room)?;
             self.out.reserve_exact(room - self.out.len());
         }
-        entry.write(&mut self.out);
-        debug_assert_eq!(self.out.len(), needed, "an entry is as long as it was measured");
         Ok(())
     }
 

@@ -35,12 +35,14 @@ use super::reads::{Answerable, Attempt, ReadRequest, Unanswered, Views};
 use super::reply::Draft;
 use super::request::{Arrival, Params};
 use crate::error::Result;
-use crate::limits::{SCAN_LIMIT, SCAN_LIMIT_MAX, SCAN_PAGE_BYTES_MAX};
+use crate::limits::{KEY_BYTES_MAX, SCAN_LIMIT, SCAN_LIMIT_MAX, SCAN_PAGE_BYTES_MAX};
 use crate::read::scan::{Row, Scan};
 use crate::types::{Direction, KeyRange, Seq};
 
 /// What a stream hands to the connection in one go: many entries, few system calls.
 const PIECE_BYTES: usize = 64 * 1024;
+/// Room for an end line: its cursor is the last key in base64.
+const END_BYTES_MAX: usize = 2 * KEY_BYTES_MAX;
 /// How long a piece waits for room: as long as a client that takes nothing of its reply is given
 /// by default.
 const ROOM_WAIT_MAX: Duration = Duration::from_secs(30);
@@ -176,7 +178,7 @@ impl Asked {
         mut draft: Draft,
     ) -> Result<Response, Unanswered> {
         let mut left = self.limit.unwrap_or(SCAN_LIMIT).min(SCAN_LIMIT_MAX);
-        draft.frame(format!("{{\"seq\":{seq},\"entries\":["));
+        draft.frame(format!("{{\"seq\":{seq},\"entries\":["))?;
         let mut last: Option<Bytes> = None;
         let cursor = loop {
             let Some(row) = scan.next().await? else { break None };
@@ -185,14 +187,14 @@ impl Asked {
             }
             left -= 1;
             if last.is_some() {
-                draft.frame(",");
+                draft.frame(",")?;
             }
             draft.entry(&self.shows.of(&row))?;
             last = Some(row.key);
         };
-        draft.frame("],");
-        draft.frame(cursor_field(cursor.as_deref()));
-        draft.frame("}");
+        draft.frame("],")?;
+        draft.frame(cursor_field(cursor.as_deref()))?;
+        draft.frame("}")?;
         Ok(draft.finish(JSON))
     }
 
@@ -287,10 +289,12 @@ impl Lines {
         let line_bytes = |row: &Row| shows.of(row).written_bytes() + 1;
         let room = next.as_ref().map_or(0, line_bytes).max(PIECE_BYTES);
         let share = match self.state {
-            Phase::Fresh => self.room.share(room)?,
-            Phase::Open | Phase::Ended => self.room.share_within(room, ROOM_WAIT_MAX).await?,
+            Phase::Fresh => self.room.share(room + END_BYTES_MAX)?,
+            Phase::Open | Phase::Ended => {
+                self.room.share_within(room + END_BYTES_MAX, ROOM_WAIT_MAX).await?
+            }
         };
-        let mut draft = Draft::with_room(room, share);
+        let mut draft = Draft::with_room(room + END_BYTES_MAX, share);
         self.state = Phase::Open;
         while let Some(row) = next {
             if draft.bytes() + line_bytes(&row) > room {
@@ -299,11 +303,11 @@ impl Lines {
             }
             self.left -= 1;
             draft.entry(&shows.of(&row))?;
-            draft.frame("\n");
+            draft.frame("\n")?;
             self.last = Some(row.key);
             next = self.next_row().await?;
         }
-        draft.frame(self.end_line().await?);
+        draft.frame(self.end_line().await?)?;
         self.state = Phase::Ended;
         Ok(Some(draft.into_bytes()))
     }

@@ -249,7 +249,7 @@ async fn write_found(
     answerable: &Answerable,
     keys: &[Bytes],
 ) -> Result<Draft, Unanswered> {
-    draft.frame(format!("{{\"seq\":{},\"entries\":[", answerable.view.seq));
+    draft.frame(format!("{{\"seq\":{},\"entries\":[", answerable.view.seq))?;
     let mut separator = "";
     let mut together = Together::default();
     let mut rest = keys;
@@ -261,10 +261,10 @@ async fn write_found(
         let found = answerable.view.get_many(keys, answerable.now_ms).await?;
         together.learn(&found);
         for (key, found) in keys.iter().zip(found) {
-            draft.frame(separator);
+            draft.frame(separator)?;
             separator = ",";
             let Some(found) = found else {
-                draft.frame("null");
+                draft.frame("null")?;
                 continue;
             };
             if draft.bytes() >= GET_REPLY_BYTES_MAX {
@@ -275,7 +275,7 @@ async fn write_found(
             draft.entry(&EntryBody { key, value: Some(&found.value), seq: found.seq })?;
         }
     }
-    draft.frame("]}");
+    draft.frame("]}")?;
     Ok(draft)
 }
 
