@@ -9,6 +9,7 @@
 //! pure       pure                pure               async IO
 //! ```
 
+pub mod address;
 pub mod build;
 pub mod clock;
 pub mod config;

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use cairn_common::config::{Kind, Program, Setting, Shared, Size, Span};
+use cairn_common::address;
+use cairn_common::config::{Kind, Program, Setting, Settings, Shared, Size, Span};
 use cairn_common::error::{Error, Result};
 use serde::Deserialize;
 
@@ -27,7 +28,8 @@ const SETTINGS: &[Setting] = &[
     Setting::optional(
         "advertise",
         Kind::Text,
-        "URL at which others reach this compactor; http:// and the listen address unless set",
+        "URL at which others reach this compactor, as http://10.0.0.1:7003; http:// and the listen \
+         address unless set, or this machine's own where that is 0.0.0.0",
     ),
     Setting::new(
         "poll_interval",
@@ -153,13 +155,13 @@ impl AsRef<Shared> for Config {
     }
 }
 
-impl Config {
-    /// Checks what the table cannot say.
-    ///
-    /// # Errors
-    /// `Invalid`, naming the setting.
-    pub fn check(&self) -> Result<()> {
+impl Settings for Config {
+    fn check(&self) -> Result<()> {
         let invalid = |what: &str| Err(Error::Invalid(what.to_owned()));
+        self.shared.check()?;
+        if let Some(url) = &self.advertise {
+            address::check_url("advertise", url)?;
+        }
         if self.jobs.jobs_max == 0 || self.jobs.l0_count == 0 {
             return invalid("jobs_max and l0_count must be at least 1");
         }
@@ -189,6 +191,27 @@ impl JobConfig {
             tier_count: self.tier_count,
             bottom_percent: self.bottom_percent,
             ..PickConfig::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(name: &str, value: &str) -> String {
+        let settings = [("store", "memory://"), (name, value)];
+        let config: Config = PROGRAM.with(&settings).unwrap();
+        config.check().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn settings_that_would_harm_are_refused() {
+        let config: Config = PROGRAM.with(&[("store", "memory://")]).unwrap();
+        config.check().unwrap();
+        assert!(refused("advertise", "compactor:7003").contains("write it like http://"));
+        for (name, value) in [("jobs_max", "0"), ("tier_count", "1"), ("sst_bytes", "1KiB")] {
+            assert!(refused(name, value).contains(name), "{name}={value}");
         }
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cairn_common::clock::{Clock, SystemClock, TokioClock};
+use cairn_common::config::Settings as _;
 use cairn_common::env::{Cpu, Env, SeededRandom};
 use cairn_common::error::Result;
 use cairn_common::format::block::{Block, BlockCursor};

@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use cairn_common::config::{Kind, Program, Setting, Shared, Size, Span};
+use cairn_common::address;
+use cairn_common::config::{Kind, Program, Setting, Settings, Shared, Size, Span};
 use cairn_common::error::{Error, Result};
 use cairn_common::store::cache::{CacheSettings, DiskSettings};
 use serde::Deserialize;
@@ -20,8 +21,8 @@ const SETTINGS: &[Setting] = &[
     Setting::optional(
         "writer",
         Kind::Text,
-        "URL of the writer, to which writes that come here are directed; the one that the writer \
-         has put into the bucket unless set",
+        "URL of the writer, as http://10.0.0.1:7001, to which writes that come here are directed; \
+         the one that the writer has put into the bucket unless set",
     ),
     Setting::new(
         "poll_interval",
@@ -51,7 +52,11 @@ const SETTINGS: &[Setting] = &[
         "Directory for blocks on disk, of this process alone; none unless set. It outlives a \
          restart, and damage to it costs time alone",
     ),
-    Setting::new("cache_disk", Kind::Size, "10GiB", "What the directory of blocks may hold"),
+    Setting::optional(
+        "cache_disk",
+        Kind::Size,
+        "What the directory of blocks may hold: 10GiB unless set. Without cache_dir it is refused",
+    ),
     Setting::new(
         "cache_memory",
         Kind::Size,
@@ -67,6 +72,9 @@ const SETTINGS: &[Setting] = &[
     ),
 ];
 
+/// What a directory of blocks may hold unless it is said.
+const CACHE_DISK: Size = Size(10 * 1024 * 1024 * 1024);
+
 /// The reader's settings, typed.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Config {
@@ -80,8 +88,8 @@ pub struct Config {
     pub follow: FollowConfig,
     /// Where blocks are kept on disk.
     pub cache_dir: Option<PathBuf>,
-    /// How many bytes of them.
-    pub cache_disk: Size,
+    /// How many bytes of them, if not [`CACHE_DISK`].
+    pub cache_disk: Option<Size>,
     /// Memory for blocks.
     pub cache_memory: Size,
     /// Memory for filters and indexes.
@@ -105,13 +113,16 @@ impl AsRef<Shared> for Config {
     }
 }
 
-impl Config {
-    /// Checks what the table cannot say.
-    ///
-    /// # Errors
-    /// `Invalid`, naming the setting.
-    pub fn check(&self) -> Result<()> {
+impl Settings for Config {
+    fn check(&self) -> Result<()> {
         let invalid = |what: &str| Err(Error::Invalid(what.to_owned()));
+        self.shared.check()?;
+        if let Some(url) = &self.writer {
+            address::check_url("writer", url)?;
+        }
+        if self.cache_disk.is_some() && self.cache_dir.is_none() {
+            return invalid("cache_disk is set, and cache_dir is not: say where the blocks go");
+        }
         let FollowConfig { poll_interval, max_staleness, .. } = self.follow;
         if poll_interval.0.is_zero() {
             return invalid("poll_interval must be above 0: each look costs two requests");
@@ -121,13 +132,15 @@ impl Config {
         }
         Ok(())
     }
+}
 
+impl Config {
     /// The part that the block cache keeps.
     pub fn cache(&self) -> CacheSettings {
-        let disk = self.cache_dir.clone();
+        let bytes = self.cache_disk.unwrap_or(CACHE_DISK).0;
         CacheSettings {
             memory_bytes: self.cache_memory.to_usize(),
-            disk: disk.map(|dir| DiskSettings { dir, bytes: self.cache_disk.0 }),
+            disk: self.cache_dir.clone().map(|dir| DiskSettings { dir, bytes }),
         }
     }
 }
@@ -149,6 +162,16 @@ mod tests {
         let disk = config.cache().disk.unwrap();
         assert_eq!((disk.dir, disk.bytes), (PathBuf::from("/tmp/x"), 1 << 30));
         assert_eq!(with(&[]).cache().disk, None);
+        let usual = with(&[("cache_dir", "/tmp/x")]).cache().disk.unwrap();
+        assert_eq!(usual.bytes, 10 << 30);
+    }
+
+    #[test]
+    fn settings_that_would_do_nothing_are_refused() {
+        let refused = |name, value| with(&[(name, value)]).check().unwrap_err().to_string();
+        assert!(refused("cache_disk", "1GiB").contains("cache_dir"));
+        assert!(refused("writer", "10.0.0.1:7001").contains("write it like http://10.0.0.1:7001"));
+        assert!(with(&[("writer", "http://10.0.0.1:7001")]).check().is_ok());
     }
 
     #[test]

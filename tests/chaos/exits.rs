@@ -34,6 +34,37 @@ async fn a_wrong_setting_is_exit_2() {
 }
 
 #[tokio::test]
+async fn settings_that_do_not_go_together_are_exit_2() {
+    let cluster = Cluster::new();
+    for (kind, wrong, said) in [
+        (Kind::Writer, "--advertise=10.0.0.1:7001", "http://10.0.0.1:7001"),
+        (Kind::Writer, "--wal-bytes-max=96", "wal_bytes_max"),
+        (Kind::Writer, "--memtable-bytes=9223372036854775808", "unflushed_bytes_max"),
+        (Kind::Reader, "--writer=10.0.0.1:7001", "http://10.0.0.1:7001"),
+        (Kind::Reader, "--cache-disk=1GiB", "cache_dir"),
+        (Kind::Compactor, "--advertise=10.0.0.1:7003", "http://10.0.0.1:7001"),
+    ] {
+        for more in [&[wrong][..], &[wrong, "--print-config"]] {
+            let mut process = cluster.start(kind, more);
+            assert_eq!(process.exit_code().await, 2, "{kind:?} {more:?}");
+            assert!(says_why(&process.log(), kind) && process.log().contains(said), "{process:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bucket_that_is_not_there_is_exit_2() {
+    let cluster = Cluster::new();
+    let s3 = FakeS3::start_anywhere(1).await;
+    for kind in KINDS {
+        let mut process = cluster.start_on(kind, "s3://nowhere/db", &[], &s3.environment());
+        assert_eq!(process.exit_code().await, 2, "{process:?}");
+        assert!(says_why(&process.log(), kind), "{process:?}");
+    }
+    s3.stop().await;
+}
+
+#[tokio::test]
 async fn a_taken_port_is_exit_1() {
     let cluster = Cluster::new();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-use cairn_common::config::{Kind, Program, Setting, Shared, Size, Span};
+use cairn_common::address;
+use cairn_common::config::{Kind, Program, Setting, Settings, Shared, Size, Span};
 use cairn_common::error::{Error, Result};
+use cairn_common::format::wal::FENCE_BYTES;
 use cairn_common::limits::WAL_JUMP;
 use serde::Deserialize;
 
@@ -23,8 +25,9 @@ const SETTINGS: &[Setting] = &[
     Setting::optional(
         "advertise",
         Kind::Text,
-        "URL at which others reach this writer; http:// and the listen address unless set. A \
-         standby asks there whether this writer is alive",
+        "URL at which others reach this writer, as http://10.0.0.1:7001; http:// and the listen \
+         address unless set, or this machine's own where that is 0.0.0.0. A standby asks there \
+         whether this writer is alive",
     ),
     Setting::new(
         "takeover",
@@ -110,6 +113,14 @@ const SETTINGS: &[Setting] = &[
     Setting::new("meta_memory", Kind::Size, "128MiB", "Memory for filters and indexes of SSTs"),
 ];
 
+/// An empty group has the size of a fence; below it every group would be full from the start.
+const GROUP_BYTES_LEAST: Size = Size(1024);
+const _: () = assert!(FENCE_BYTES < 1024, "an empty group fits the least one");
+/// A group, and the batch that goes beyond its bound, must fit the format.
+const GROUP_BYTES_MOST: Size = Size(256 * 1024 * 1024);
+/// Less would make an SST of every write.
+const MEMTABLE_BYTES_LEAST: Size = Size(4 * 1024);
+
 /// The writer's settings, typed.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Config {
@@ -181,20 +192,29 @@ impl AsRef<Shared> for Config {
     }
 }
 
-impl Config {
-    /// Checks what the table cannot say.
-    ///
-    /// # Errors
-    /// `Invalid`, naming the setting.
-    pub fn check(&self) -> Result<()> {
+impl Settings for Config {
+    fn check(&self) -> Result<()> {
         let invalid = |what: &str| Err(Error::Invalid(what.to_owned()));
+        self.shared.check()?;
+        if let Some(url) = &self.advertise {
+            address::check_url("advertise", url)?;
+        }
         if !(1..=WAL_JUMP).contains(&self.log.wal_window) {
             return invalid("wal_window must be from 1 to 1024: what a fence jumps");
         }
         if self.lease.0 < Duration::from_millis(50) {
             return invalid("lease must be at least 50ms: the store is asked twice in it");
         }
-        if self.log.unflushed_bytes_max.0 < 2 * self.log.memtable_bytes.0 {
+        if !(GROUP_BYTES_LEAST..=GROUP_BYTES_MOST).contains(&self.log.wal_bytes_max) {
+            return invalid("wal_bytes_max must be from 1KiB to 256MiB: a group takes a header");
+        }
+        if self.log.memtable_bytes < MEMTABLE_BYTES_LEAST || self.log.memtable_wal_objects == 0 {
+            return invalid(
+                "memtable_bytes must be at least 4KiB, and memtable_wal_objects at least 1: each \
+                 memtable becomes an SST",
+            );
+        }
+        if self.log.unflushed_bytes_max.0 / 2 < self.log.memtable_bytes.0 {
             return invalid("unflushed_bytes_max must hold two memtables: one fills, one flushes");
         }
         if self.log.l0_slowdown == 0 || self.log.l0_stop <= self.log.l0_slowdown {
@@ -225,5 +245,42 @@ impl LogConfig {
             window: self.wal_window,
             wal_bytes_max: self.wal_bytes_max.to_usize(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(overrides: &[(&str, &str)]) -> String {
+        let mut all = vec![("store", "memory://")];
+        all.extend_from_slice(overrides);
+        let config: Config = PROGRAM.with(&all).unwrap();
+        config.check().map_or_else(|error| error.to_string(), |()| "taken".to_owned())
+    }
+
+    #[test]
+    fn settings_that_would_refuse_every_write_are_refused() {
+        assert_eq!(refused(&[]), "taken");
+        for (wrong, said) in [
+            (&[("wal_bytes_max", "96")][..], "wal_bytes_max"),
+            (&[("wal_bytes_max", "2GiB")], "wal_bytes_max"),
+            (&[("memtable_bytes", "9223372036854775808")], "unflushed_bytes_max"),
+            (&[("memtable_bytes", "0"), ("unflushed_bytes_max", "0")], "memtable_bytes"),
+            (&[("memtable_wal_objects", "0")], "memtable_wal_objects"),
+            (&[("memtable_bytes", "200MiB")], "unflushed_bytes_max"),
+            (&[("wal_window", "0")], "wal_window"),
+            (&[("l0_stop", "12")], "l0_stop"),
+            (&[("requests_max", "0")], "requests_max"),
+        ] {
+            assert!(refused(wrong).contains(said), "{wrong:?}: {}", refused(wrong));
+        }
+    }
+
+    #[test]
+    fn an_address_that_a_standby_cannot_ask_is_refused() {
+        let text = refused(&[("advertise", "10.0.0.1:7001")]);
+        assert!(text.contains("advertise") && text.contains("http://10.0.0.1:7001"), "{text}");
+        assert_eq!(refused(&[("advertise", "http://10.0.0.1:7001")]), "taken");
     }
 }

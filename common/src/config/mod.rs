@@ -7,7 +7,7 @@
 //! - A setting exists once, as a row of a table: `wal_interval` is `--wal-interval`,
 //!   `CAIRN_WAL_INTERVAL` and `wal_interval = "50ms"`.
 //! - An unknown flag, variable or key is an error that names the nearest known one.
-//! - What `--print-config` prints is itself a valid file.
+//! - What `--print-config` prints is itself a valid file, with which the process would run.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -97,6 +97,15 @@ pub struct Program {
     pub ops_listen: &'static str,
     /// Its own settings, in addition to [`SHARED`].
     pub settings: &'static [Setting],
+}
+
+/// The typed settings of a process.
+pub trait Settings: DeserializeOwned {
+    /// Checks what the table cannot say.
+    ///
+    /// # Errors
+    /// `Invalid`, naming the setting.
+    fn check(&self) -> Result<()>;
 }
 
 /// What a command line asks for.
@@ -229,11 +238,11 @@ impl Program {
     }
 
     /// Reads the command line (`args` begins with the program's name), the environment and the
-    /// file that `--config` or `CAIRN_CONFIG` names.
+    /// file that `--config` or `CAIRN_CONFIG` names, and checks what they say together.
     ///
     /// # Errors
     /// `Invalid`, in words that name the setting and where its value came from.
-    pub fn load<T: DeserializeOwned>(
+    pub fn load<T: Settings>(
         &self,
         args: impl IntoIterator<Item = OsString>,
         variables: impl IntoIterator<Item = (OsString, OsString)>,
@@ -253,7 +262,7 @@ impl Program {
         values.extend(environment);
         values.extend(flags(&settings, &matches));
         if matches.get_flag(PRINT) {
-            typed(&settings, &values)?;
+            checked::<T>(typed(&settings, &with_stand_ins(&settings, &values))?)?;
             return Ok(Loaded::Print(print(&settings, &values)));
         }
         let missing = settings
@@ -267,10 +276,11 @@ impl Program {
                 setting.variable()
             )));
         }
-        finish(typed(&settings, &values)?).map(Loaded::Run)
+        checked(typed(&settings, &values)?).map(Loaded::Run)
     }
 
-    /// The typed settings with every default but for `overrides`: for tests and embedding.
+    /// The typed settings with every default but for `overrides`, not checked: for tests and
+    /// embedding.
     ///
     /// # Errors
     /// `Invalid`, as with [`Program::load`].
@@ -413,6 +423,22 @@ fn typed(settings: &[Setting], values: &Values) -> Result<Map<String, Value>> {
 
 fn finish<T: DeserializeOwned>(map: Map<String, Value>) -> Result<T> {
     T::deserialize(Value::Object(map)).map_err(|error| Error::Invalid(error.to_string()))
+}
+
+fn checked<T: Settings>(map: Map<String, Value>) -> Result<T> {
+    let settings: T = finish(map)?;
+    settings.check()?;
+    Ok(settings)
+}
+
+/// The values, with one for each required setting that has none: what is printed is checked as far
+/// as it goes.
+fn with_stand_ins(settings: &[Setting], values: &Values) -> Values {
+    let mut all = values.clone();
+    for setting in settings.iter().filter(|setting| setting.fallback == Fallback::Required) {
+        all.entry(setting.name).or_insert(("memory://".into(), Source::Default));
+    }
+    all
 }
 
 fn print(settings: &[Setting], values: &Values) -> String {

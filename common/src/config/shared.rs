@@ -3,6 +3,7 @@
 use serde::Deserialize;
 
 use super::{Kind, Setting, Size, Span, table_defaults};
+use crate::error::{Error, Result};
 
 /// The shared rows; `listen` and `ops_listen` get each process's own defaults.
 pub const SHARED: &[Setting] = &[
@@ -157,6 +158,45 @@ pub struct HttpLimits {
     pub request_timeout_max: Span,
     /// From the signal to the end of the last request.
     pub shutdown_grace: Span,
+}
+
+impl Shared {
+    /// Checks what the table cannot say.
+    ///
+    /// # Errors
+    /// `Invalid`, naming the setting.
+    pub fn check(&self) -> Result<()> {
+        self.http.check()
+    }
+}
+
+impl HttpLimits {
+    fn check(&self) -> Result<()> {
+        let invalid = |text: String| Err(Error::Invalid(text));
+        let counts =
+            [("connections_max", self.connections_max), ("requests_max", self.requests_max)];
+        for (name, count) in counts {
+            if count == 0 {
+                return invalid(format!("{name} must be at least 1: at 0 nothing is served"));
+            }
+        }
+        if self.request_memory.0 == 0 {
+            return invalid("request_memory must be above 0: at 0 no body is taken".to_owned());
+        }
+        for (name, span) in [
+            ("header_timeout", self.header_timeout),
+            ("idle_timeout", self.idle_timeout),
+            ("stall_timeout", self.stall_timeout),
+            ("request_timeout", self.request_timeout),
+            ("request_timeout_max", self.request_timeout_max),
+            ("shutdown_grace", self.shutdown_grace),
+        ] {
+            if span.0.is_zero() {
+                return invalid(format!("{name} must be above 0: nothing ends in no time"));
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Default for HttpLimits {

@@ -38,6 +38,16 @@ enum Takeover {
     Now,
 }
 
+impl Settings for Config {
+    fn check(&self) -> Result<()> {
+        self.shared.check()?;
+        if self.window == 0 {
+            return Err(Error::Invalid("window must be at least 1".into()));
+        }
+        Ok(())
+    }
+}
+
 fn load(args: &[&str], variables: &[(&str, &str)]) -> Result<Loaded<Config>> {
     let args = std::iter::once(&"cairn-test").chain(args).map(OsString::from);
     PROGRAM.load(args, variables.iter().map(|(name, value)| (name.into(), value.into())))
@@ -169,6 +179,36 @@ fn printed_settings_name_their_sources_and_are_a_valid_file() {
     let again = file(&text);
     let config = run(&["--config", again.path().to_str().unwrap()], &[]);
     assert_eq!((config.window, config.wal_interval.to_string()), (4, "5ms".into()));
+}
+
+#[test]
+fn what_cannot_run_is_not_printed_either() {
+    for args in [&["--window=0"][..], &["--window=0", "--store=memory://"]] {
+        for print in [&[][..], &["--print-config"]] {
+            let text = refused(&[args, print].concat(), &[]);
+            let store = print.is_empty() && args.len() == 1;
+            assert_eq!(text.contains("window must be at least 1"), !store, "{args:?}: {text}");
+        }
+    }
+    assert!(printed(&["--print-config"], &[]).contains("# store is not set"));
+}
+
+#[test]
+fn bounds_that_would_refuse_everything_are_refused() {
+    for wrong in [
+        "--connections-max=0",
+        "--requests-max=0",
+        "--request-memory=0",
+        "--request-timeout=0ms",
+        "--header-timeout=0ms",
+        "--idle-timeout=0ms",
+        "--stall-timeout=0ms",
+        "--shutdown-grace=0ms",
+    ] {
+        let text = refused(&["--store=memory://", wrong], &[]);
+        let name = wrong.trim_start_matches("--").split('=').next().unwrap().replace('-', "_");
+        assert!(text.starts_with(&name), "{wrong}: {text}");
+    }
 }
 
 #[test]
