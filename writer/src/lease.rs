@@ -16,14 +16,22 @@ use cairn_common::faults::planted;
 use cairn_common::format::current::Current;
 use cairn_common::read::view::OpenTree;
 use cairn_common::store::manifest::{Manifests, Snapshot};
+use cairn_common::store::pause::Pause;
 use cairn_common::store::sst::SstStore;
 use cairn_common::types::Epoch;
 use tokio::sync::Mutex;
 
 use crate::front::Front;
 
-/// Pause between tries while the store is unavailable.
-pub const RETRY_PAUSE: Duration = Duration::from_millis(100);
+/// The first pause between tries while the store is unavailable.
+const PAUSE_FIRST: Duration = Duration::from_millis(100);
+/// The longest: what a store that was away for long may cost once it is back.
+const PAUSE_MAX: Duration = Duration::from_secs(2);
+
+/// The pauses of a task that goes on while the store is unavailable; `what` failed, for the log.
+pub fn pause(what: &'static str) -> Pause {
+    Pause::new(what, PAUSE_FIRST, PAUSE_MAX)
+}
 
 /// What the writer knows of CURRENT under its epoch.
 #[derive(Debug)]

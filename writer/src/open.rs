@@ -34,13 +34,12 @@ use futures::stream::{self, StreamExt};
 use crate::commit::{Identity, Position};
 use crate::flush::Flusher;
 use crate::front::{Frozen, Start};
+use crate::lease;
 
 /// WAL objects that are fetched ahead while walking: hides the store's latency; an overshoot at
 /// the chain's end costs as many GETs of nothing.
 const AHEAD_MIN: usize = 8;
 const AHEAD_MAX: usize = 64;
-/// Pause between tries of a takeover step while the store is unavailable.
-const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 /// A log that is ours.
 #[derive(Debug)]
@@ -114,19 +113,20 @@ impl Takeover {
     /// Opens the tree of `snapshot`, or of what replaced it where an object of it is gone: only the
     /// compactor can have replaced it, and that changes no read.
     async fn open_tree(&self, snapshot: &mut Snapshot) -> Result<Arc<OpenTree>> {
+        let mut pause = lease::pause("cannot open the tree");
         loop {
             let manifest = Arc::clone(&snapshot.manifest);
             let gone = match OpenTree::open(&self.ssts, manifest, None).await {
                 Ok(tree) => return Ok(Arc::new(tree)),
                 Err(error) if is_passing(&error) => {
-                    tracing::warn!(%error, "cannot open the tree; trying again");
-                    tokio::time::sleep(RETRY_PAUSE).await;
+                    pause.wait(&self.env, &error).await;
                     continue;
                 }
                 Err(gone @ Error::NotFound(_)) => gone,
                 Err(error) => return Err(error),
             };
-            match retry("read CURRENT", || self.manifests.refresh(snapshot)).await? {
+            let read = || self.manifests.refresh(snapshot);
+            match retry(&self.env, "cannot read CURRENT", read).await? {
                 Some(changed) if changed.manifest.id != snapshot.manifest.id => *snapshot = changed,
                 _ => {
                     let cause = format!("the manifest names it: {REMEDY}");
@@ -189,6 +189,7 @@ impl<'a> Walk<'a> {
     /// T2: applies the chain up to its first absent id.
     async fn walk(&mut self) -> Result<()> {
         let mut ahead = AHEAD_MIN;
+        let mut pause = lease::pause("cannot read the log");
         'stretch: loop {
             let from = self.position;
             let mut objects = stream::iter((0..).map(|offset| from.plus(offset)))
@@ -201,8 +202,7 @@ impl<'a> Walk<'a> {
                     Ok(Some(object)) => object,
                     Ok(None) => return Ok(()),
                     Err(error) if is_passing(&error) => {
-                        tracing::warn!(%error, "cannot read the log; trying again");
-                        tokio::time::sleep(RETRY_PAUSE).await;
+                        pause.wait(&self.takeover.env, &error).await;
                         continue 'stretch;
                     }
                     Err(error) => return Err(error),
@@ -262,9 +262,10 @@ impl<'a> Walk<'a> {
     /// T4 and T6: reads CURRENT again; the epoch must still be ours.
     async fn still_ours(&mut self) -> Result<(Snapshot, Duration)> {
         let held = self.identity.epoch;
-        let (asked_at, changed) = retry("read CURRENT", || async {
-            let asked_at = self.takeover.env.clock.boot();
-            let changed = self.takeover.manifests.refresh(&self.snapshot).await?;
+        let Takeover { env, manifests, .. } = self.takeover;
+        let (asked_at, changed) = retry(env, "cannot read CURRENT", || async {
+            let asked_at = env.clock.boot();
+            let changed = manifests.refresh(&self.snapshot).await?;
             Ok((asked_at, changed))
         })
         .await?;
@@ -300,17 +301,15 @@ fn is_passing(error: &Error) -> bool {
 }
 
 /// Does a read again until the store answers.
-async fn retry<T, F, Fut>(what: &str, mut read: F) -> Result<T>
+async fn retry<T, F, Fut>(env: &Env, what: &'static str, mut read: F) -> Result<T>
 where
     F: FnMut() -> Fut,
     Fut: Future<Output = Result<T>>,
 {
+    let mut pause = lease::pause(what);
     loop {
         match read().await {
-            Err(error) if is_passing(&error) => {
-                tracing::warn!(%error, "cannot {what}; trying again");
-                tokio::time::sleep(RETRY_PAUSE).await;
-            }
+            Err(error) if is_passing(&error) => pause.wait(env, &error).await,
             settled => return settled,
         }
     }

@@ -60,7 +60,7 @@ impl Manifests {
     /// `NotFound`: there is no CURRENT. `Corrupt`: CURRENT, or the manifest it names. `Invalid`:
     /// the store refuses for good.
     pub async fn claim(&self, claim: &Claim) -> Result<Claimed> {
-        let mut pause = Pause::new();
+        let mut pause = Pause::of_commits();
         let mut replaced: Option<Current> = None;
         loop {
             let (bytes, version) = match self.bucket.get_versioned(&Object::Current).await {
@@ -101,7 +101,7 @@ impl Manifests {
         replaced: Current,
     ) -> Result<Claimed> {
         let epoch = claim.epoch_in(&current);
-        let mut pause = Pause::new();
+        let mut pause = Pause::of_commits();
         let snapshot = loop {
             match self.follow(current.clone(), version.clone()).await {
                 Ok(snapshot) => break snapshot,

@@ -29,7 +29,7 @@ impl Manifests {
     /// `Fenced` where the edit's epoch has passed; `Conflict` where what it builds on is gone;
     /// `Invalid` where no state will take it; `Corrupt`.
     pub async fn commit(&self, mut known: Snapshot, edit: &Edit) -> Result<Snapshot> {
-        let mut pause = Pause::new();
+        let mut pause = Pause::of_commits();
         loop {
             match edit.settle(&known.current, &known.manifest) {
                 Settled::Open => {}
@@ -72,7 +72,7 @@ impl Manifests {
     where
         C: FnMut(&Current) -> Result<Option<Current>> + Send,
     {
-        let mut pause = Pause::new();
+        let mut pause = Pause::of_commits();
         loop {
             let Some(mut next) = change(&known.current)? else { return Ok(known) };
             next.nonce = self.env.random.uuid();

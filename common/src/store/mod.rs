@@ -14,7 +14,7 @@ pub mod local;
 pub mod manifest;
 pub mod metrics;
 pub mod object;
-mod pause;
+pub mod pause;
 pub mod probe;
 pub mod sst;
 pub mod upload;

@@ -28,7 +28,7 @@ pub use super::listing::Listed;
 use super::metrics::{Operation, Prices, StoreMetrics};
 use super::upload::Upload;
 use super::url;
-pub use super::url::Variables;
+pub use super::url::{Variables, is_on_network};
 use crate::env::Env;
 use crate::format::path::Object;
 use crate::{Error, Result};

@@ -90,6 +90,12 @@ macro_rules! builder {
     }};
 }
 
+/// Whether several hosts can have this store: false for a directory and for memory.
+pub fn is_on_network(url: &str) -> bool {
+    let scheme = parse(url).map(|parts| parts.scheme);
+    matches!(scheme, Ok(Scheme::S3 | Scheme::Gcs | Scheme::Azure))
+}
+
 pub(super) fn open(url: &str, variables: &Variables) -> Result<Opened> {
     let Parts { scheme, bucket, root } = parse(url)?;
     let unusable = |error: object_store::Error| {
@@ -221,6 +227,8 @@ mod tests {
         for (url, scheme, bucket, root) in rows {
             let want = Parts { scheme, bucket: bucket.into(), root: root.into() };
             assert_eq!(parse(url).unwrap(), want, "{url}");
+            let local = matches!(scheme, Scheme::File | Scheme::Memory);
+            assert_eq!(is_on_network(url), !local, "{url}");
         }
     }
 

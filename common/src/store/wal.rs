@@ -7,6 +7,8 @@
 //! - A name holds one object for ever, so bytes equal to ours at our id are ours once the store has
 //!   said "exists".
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
 use super::object::Bucket;
@@ -20,6 +22,10 @@ use crate::types::{DatabaseId, WalId};
 /// Smaller objects are copied out of the buffer in which they came over the network: their batches
 /// stay in memtables for long, and would keep all of it.
 const UNPINNED_BYTES_MAX: usize = 512 << 10;
+/// The first pause before an append is tried again after the bucket's own retries gave up.
+const PAUSE_FIRST: Duration = Duration::from_millis(5);
+/// The longest: what an append that was refused for long may lose once the store is back.
+const PAUSE_MAX: Duration = Duration::from_secs(2);
 
 /// The WAL of one database.
 #[derive(Clone, Debug)]
@@ -70,7 +76,7 @@ impl Wal {
     /// `Corrupt`: what stands there is no WAL object. `Invalid`: the store refuses for good.
     pub async fn append(&self, id: WalId, bytes: &Bytes) -> Result<Appended> {
         let object = Object::Wal(id);
-        let mut pause = Pause::new();
+        let mut pause = Pause::new("a WAL object is not written", PAUSE_FIRST, PAUSE_MAX);
         loop {
             let met = match self.bucket.create(&object, bytes.clone()).await {
                 Ok(()) => return Ok(Appended::Proven),
