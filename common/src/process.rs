@@ -3,6 +3,9 @@
 //! **Exit codes**: 0 clean, 1 unexpected, 2 usage or settings, 3 fenced, 4 the store does not
 //! honour conditional writes, 5 corruption or a damaged root. Each but 0 comes with one line on
 //! stderr that begins with the name of the program.
+//!
+//! **Signals**: the first SIGTERM or SIGINT asks for a clean stop; a second one ends the process at
+//! once, with 1.
 
 use std::ffi::OsString;
 use std::future::Future;
@@ -10,13 +13,12 @@ use std::io::{self, IsTerminal, Write as _};
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
-use serde::de::DeserializeOwned;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-use crate::config::{Loaded, LogFormat, Program, Shared};
+use crate::config::{Loaded, LogFormat, Program, Settings, Shared};
 use crate::env::Env;
 use crate::error::{Error, Result};
 use crate::types::Epoch;
@@ -84,7 +86,7 @@ pub fn main<C, F, R>(
     run: F,
 ) -> ExitCode
 where
-    C: DeserializeOwned + AsRef<Shared> + Send + 'static,
+    C: Settings + AsRef<Shared> + Send + 'static,
     F: FnOnce(C, Frame) -> R + Send + 'static,
     R: Future<Output = Result<()>> + Send,
 {
@@ -110,6 +112,8 @@ where
         tasks.spawn(running);
         tasks.join_next().await
     });
+    // What still runs on a thread of its own was given up by whoever waited for it.
+    runtime.shutdown_background();
     match ended {
         Some(Ok(Ok(()))) => ExitCode::SUCCESS,
         Some(Ok(Err(error))) => fail(program, &error),
@@ -135,7 +139,7 @@ where
     let mut running = std::pin::pin!(running);
     tokio::select! {
         ended = &mut running => ended,
-        () = signals => running.await,
+        insistence = signals => Err(insistence),
     }
 }
 
@@ -145,18 +149,23 @@ async fn listen(address: &str) -> Result<TcpListener> {
         .map_err(|error| Error::unavailable(format!("listening on {address}"), error))
 }
 
-/// Cancels `shutdown` at the first SIGTERM or SIGINT.
-fn on_signal(shutdown: CancellationToken) -> Result<impl Future<Output = ()>> {
+/// Cancels `shutdown` at the first SIGTERM or SIGINT; resolves at the second.
+fn on_signal(shutdown: CancellationToken) -> Result<impl Future<Output = Error>> {
     let wrong = |error| Error::unavailable("a handler of signals", error);
     let mut terminate = signal(SignalKind::terminate()).map_err(wrong)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(wrong)?;
-    Ok(async move {
-        let name = tokio::select! {
+    let mut next = async move || {
+        tokio::select! {
             _ = terminate.recv() => "SIGTERM",
             _ = interrupt.recv() => "SIGINT",
-        };
+        }
+    };
+    Ok(async move {
+        let name = next().await;
         tracing::info!("{name}: stopping");
         shutdown.cancel();
+        let name = next().await;
+        Error::indeterminate("the stop", format!("{name} came again before its end"))
     })
 }
 
