@@ -195,15 +195,6 @@ impl Problem {
         Self::new(Code::Timeout, format!("the deadline passed while {what}"))
     }
 
-    /// What a failed write answers: `unknown` where it may have happened.
-    pub fn of_write(error: Error) -> Self {
-        let outcome = match error {
-            Error::Indeterminate(_) | Error::Corrupt(_) => Outcome::Unknown,
-            _ => Outcome::NotApplied,
-        };
-        Self::from(error).outcome(outcome)
-    }
-
     /// The same with this outcome.
     #[must_use]
     pub fn outcome(mut self, outcome: Outcome) -> Self {
@@ -307,11 +298,11 @@ mod tests {
     #[tokio::test]
     async fn unavailability_asks_for_another_try_and_writes_name_their_outcome() {
         let lost = Error::indeterminate("PUT wal/1", "connection reset");
-        let (response, body) = json(Problem::of_write(lost)).await;
+        let (response, body) = json(Problem::from(lost).outcome(Outcome::Unknown)).await;
         assert_eq!(response.status(), 503);
         assert_eq!(response.headers()["retry-after"], "1");
         assert_eq!(body["outcome"], "unknown");
-        let (_, body) = json(Problem::of_write(Error::Closed)).await;
+        let (_, body) = json(Problem::from(Error::Closed).outcome(Outcome::NotApplied)).await;
         assert_eq!(body["outcome"], "not_applied");
         assert_eq!(body["code"], "standby");
         let slow = Problem::new(Code::RateLimited, "x").retry_after(Duration::from_millis(1_200));
