@@ -14,7 +14,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use cairn_common::env::Env;
 use cairn_common::error::{Error, Result};
 use cairn_common::faults::planted;
 use cairn_common::format::wal::WalStamp;
@@ -25,7 +24,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::front::{End, Front, Outcome};
+use crate::front::{End, Outcome};
+use crate::service::Writer;
 
 /// How groups become WAL objects.
 #[derive(Clone, Copy, Debug)]
@@ -69,9 +69,8 @@ pub struct Position {
 /// The task that owns the end of the log.
 #[derive(Debug)]
 pub struct Committer {
-    front: Arc<Front>,
+    writer: Arc<Writer>,
     wal: Wal,
-    env: Env,
     pacing: Pacing,
     identity: Identity,
     next: Position,
@@ -92,14 +91,14 @@ struct Sent {
 impl Committer {
     /// A committer that continues at `next`.
     pub fn new(
-        front: Arc<Front>,
+        writer: Arc<Writer>,
         wal: Wal,
-        (env, pacing): (Env, Pacing),
+        pacing: Pacing,
         identity: Identity,
         next: Position,
     ) -> Self {
         assert!(pacing.window >= 1, "a window of at least one");
-        Self { front, wal, env, pacing, identity, next, window: VecDeque::new(), sent_at: None }
+        Self { writer, wal, pacing, identity, next, window: VecDeque::new(), sent_at: None }
     }
 
     /// Commits groups until `drain` is cancelled and everything taken before is proven.
@@ -109,7 +108,7 @@ impl Committer {
     /// group is `NotApplied` and what was sent is `Unknown`.
     pub async fn run(mut self, drain: CancellationToken) -> Result<()> {
         let outcome = self.turn(&drain).await;
-        self.front.end(outcome.as_ref().err().map_or(End::Closed, End::of));
+        self.writer.front.end(outcome.as_ref().err().map_or(End::Closed, End::of));
         for sent in &self.window {
             sent.outcome.send_replace(Outcome::Unknown);
         }
@@ -119,8 +118,8 @@ impl Committer {
     async fn turn(&mut self, drain: &CancellationToken) -> Result<()> {
         let mut puts = FuturesUnordered::new();
         loop {
-            let now = self.env.clock.boot();
-            let freeze_at = self.front.freeze_if_due();
+            let now = self.writer.env.clock.boot();
+            let freeze_at = self.writer.front.freeze_if_due();
             let due = self.due_in(now);
             if due == Some(Duration::ZERO) {
                 if let Some((id, bytes)) = self.seal(now) {
@@ -129,7 +128,7 @@ impl Committer {
                 }
                 continue;
             }
-            let pending = self.front.open_group_bytes().is_some();
+            let pending = self.writer.front.open_group_bytes().is_some();
             if drain.is_cancelled() && puts.is_empty() && !pending {
                 return Ok(());
             }
@@ -141,7 +140,7 @@ impl Committer {
                     self.land(id, appended?)?;
                 }
                 () = sleep_or_never(wake_in) => {}
-                () = self.front.work() => {}
+                () = self.writer.front.work() => {}
                 () = drain.cancelled(), if !drain.is_cancelled() => {}
             }
         }
@@ -149,7 +148,7 @@ impl Committer {
 
     /// How long until the open group may be sent; `None` while it is empty or no slot is free.
     fn due_in(&self, now: Duration) -> Option<Duration> {
-        let bytes = self.front.open_group_bytes()?;
+        let bytes = self.writer.front.open_group_bytes()?;
         let lowest = self.window.front().map_or(self.next.id, |sent| sent.id);
         if self.next.id >= lowest.plus(self.pacing.window) {
             return None;
@@ -163,12 +162,13 @@ impl Committer {
 
     fn seal(&mut self, now: Duration) -> Option<(WalId, Bytes)> {
         let id = self.next.id;
-        let sealed = self.front.seal(id)?;
+        let sealed = self.writer.front.seal(id)?;
         let bytes = sealed.builder.finish(&self.identity.stamp(self.next));
         let (last_seq, outcome) = (sealed.last_seq, sealed.outcome);
         if planted("visible_before_durable") {
             outcome.send_replace(Outcome::Durable);
         }
+        self.writer.counters.sent(bytes.len());
         self.window.push_back(Sent { id, last_seq, landed: false, outcome });
         self.next = Position { id: id.next(), seq: last_seq };
         self.sent_at = Some(now);
@@ -188,8 +188,9 @@ impl Committer {
             sent.outcome.send_replace(Outcome::Durable);
         }
         while let Some(lowest) = self.window.pop_front_if(|sent| sent.landed) {
-            self.front.prove(lowest.last_seq);
+            self.writer.front.prove(lowest.last_seq);
             lowest.outcome.send_replace(Outcome::Durable);
+            self.writer.counters.proven();
         }
         Ok(())
     }

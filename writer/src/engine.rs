@@ -24,6 +24,7 @@ use crate::config::{FrontLimits, LogConfig};
 use crate::flush::{self, Flusher};
 use crate::front::{End, Front};
 use crate::lease::{self, Lease};
+use crate::metrics::Counters;
 use crate::open::{self, Taken, Takeover};
 use crate::service::Writer;
 
@@ -103,22 +104,19 @@ impl Engine {
         let taken = open::take_over(&takeover, claim).await?;
         let Taken { identity, start, next, snapshot, verified_at, hold_until, wal } = taken;
         let front = Arc::new(Front::new(limits, start, Arc::clone(&parts.env.clock)));
-        let env = parts.env.clone();
+        let (env, pacing) = (parts.env.clone(), log.pacing());
         let lease = Lease::new(takeover.manifests, env.clone(), claim.lease, snapshot, verified_at);
-        let writer = Arc::new(Writer { front, lease: Arc::new(lease), env: env.clone(), limits });
+        let lease = Arc::new(lease);
+        let counters = Counters::new(pacing.window);
+        let writer = Arc::new(Writer { front, lease, env, limits, counters });
         let (drain, stop) = (CancellationToken::new(), CancellationToken::new());
         let mut tasks = JoinSet::new();
-        let pacing = log.pacing();
-        let front = Arc::clone(&writer.front);
-        let committer = Committer::new(front, wal, (env, pacing), identity, next);
+        let committer = Committer::new(Arc::clone(&writer), wal, pacing, identity, next);
         tasks.spawn(committer.run(drain.clone()));
         let (flushing, flusher, ssts) = (Arc::clone(&writer), takeover.flusher, takeover.ssts);
         let flush_ssts = Arc::clone(&ssts);
         let flush_stop = stop.clone();
-        tasks.spawn(async move {
-            let Writer { front, lease, .. } = &*flushing;
-            flush::run(&flusher, front, lease, &flush_ssts, flush_stop).await
-        });
+        tasks.spawn(async move { flush::run(&flusher, &flushing, &flush_ssts, flush_stop).await });
         let (leasing, lease_stop) = (Arc::clone(&writer), stop.clone());
         tasks.spawn(async move {
             tokio::select! {

@@ -23,8 +23,9 @@ use cairn_common::store::sst::SstStore;
 use cairn_common::types::{Epoch, Role};
 use tokio_util::sync::CancellationToken;
 
-use crate::front::{Front, Frozen};
-use crate::lease::{self, Lease};
+use crate::front::Frozen;
+use crate::lease;
+use crate::service::Writer;
 
 /// Makes L0.
 #[derive(Clone, Debug)]
@@ -79,12 +80,12 @@ impl Flusher {
     }
 
     async fn put(&self, object: &Object, bytes: Bytes) -> Result<()> {
+        let mut pause = lease::pause("cannot write L0");
         loop {
             match self.bucket.put(object, bytes.clone()).await {
                 // The name is ours alone: the same bytes under it again do no harm.
                 Err(error @ (Error::Unavailable(_) | Error::Indeterminate(_))) => {
-                    tracing::warn!(%error, "cannot write L0; trying again");
-                    tokio::time::sleep(lease::RETRY_PAUSE).await;
+                    pause.wait(&self.env, &error).await;
                 }
                 settled => return settled,
             }
@@ -98,16 +99,17 @@ impl Flusher {
 /// `Fenced`, and what damages the tree.
 pub async fn run(
     flusher: &Flusher,
-    front: &Front,
-    lease: &Lease,
+    Writer { front, lease, env, counters, .. }: &Writer,
     ssts: &Arc<SstStore>,
     stop: CancellationToken,
 ) -> Result<()> {
     loop {
         while let Some(frozen) = front.next_to_flush() {
+            let began = env.clock.boot();
             let known = lease.snapshot().await;
             let snapshot = flusher.flush(known, lease.epoch(), &frozen).await?;
             lease.note(snapshot).await;
+            let mut pause = lease::pause("cannot open the flushed tree");
             while front.tree().manifest.flushed_seq < frozen.last_seq {
                 match lease::show_tree(lease, front, ssts).await {
                     Ok(()) => {}
@@ -115,13 +117,11 @@ pub async fn run(
                         error @ (Error::NotFound(_)
                         | Error::Unavailable(_)
                         | Error::Indeterminate(_)),
-                    ) => {
-                        tracing::warn!(%error, "cannot open the flushed tree; trying again");
-                        tokio::time::sleep(lease::RETRY_PAUSE).await;
-                    }
+                    ) => pause.wait(env, &error).await,
                     Err(error) => return Err(error),
                 }
             }
+            counters.flushed(env.clock.boot().saturating_sub(began));
         }
         tokio::select! {
             biased;

@@ -18,6 +18,7 @@ pub mod engine;
 pub mod flush;
 pub mod front;
 pub mod lease;
+pub mod metrics;
 pub mod node;
 pub mod open;
 pub mod peers;

@@ -14,11 +14,52 @@ pub enum Pressure {
     /// Goes on.
     None,
     /// Waits first: the debt grows faster than it is paid.
-    Delay(Duration),
+    Delay {
+        /// How long.
+        pause: Duration,
+        /// Which debt is the greater.
+        bound: Bound,
+    },
     /// Is refused: unflushed memtables fill their budget.
     Unflushed,
     /// Is refused: L0 is full, so the compactor lags or does not run.
     L0Full,
+}
+
+/// What lags.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bound {
+    /// Flushing: bytes in memtables.
+    Unflushed,
+    /// Compacting: SSTs in L0.
+    L0,
+}
+
+impl Bound {
+    /// The word for it in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unflushed => "unflushed",
+            Self::L0 => "l0",
+        }
+    }
+}
+
+impl Pressure {
+    /// Whether a write is not taken at all.
+    pub fn is_refusal(self) -> bool {
+        matches!(self, Self::Unflushed | Self::L0Full)
+    }
+
+    /// What lags, if anything does.
+    pub fn bound(self) -> Option<Bound> {
+        match self {
+            Self::None => None,
+            Self::Delay { bound, .. } => Some(bound),
+            Self::Unflushed => Some(Bound::Unflushed),
+            Self::L0Full => Some(Bound::L0),
+        }
+    }
 }
 
 /// The pressure at this load: none up to the soft bound, then a delay that grows with the square
@@ -40,8 +81,9 @@ pub fn pressure(load: &Load, limits: &FrontLimits) -> Pressure {
     if debt == 0 {
         return Pressure::None;
     }
+    let bound = if unflushed >= l0 { Bound::Unflushed } else { Bound::L0 };
     // Per mille, squared.
-    Pressure::Delay(DELAY_MAX * (debt * debt) / 1_000_000)
+    Pressure::Delay { pause: DELAY_MAX * (debt * debt) / 1_000_000, bound }
 }
 
 fn widen(count: usize) -> u64 {
@@ -69,16 +111,20 @@ mod tests {
             l0_slowdown_count: 12,
             l0_stop_count: 24,
         };
-        pressure(&Load { unflushed_bytes, l0_count, group_bytes: 0 }, &limits)
+        pressure(&Load { unflushed_bytes, frozen_count: 0, l0_count }, &limits)
     }
 
     #[test]
     fn pressure_grows_from_none_over_delay_to_refusal() {
         assert_eq!(at(128, 12), Pressure::None);
-        let Pressure::Delay(early) = at(160, 0) else { panic!("no delay at 160") };
-        let Pressure::Delay(late) = at(250, 0) else { panic!("no delay at 250") };
-        assert!(early < late && late <= DELAY_MAX);
-        assert!(matches!(at(0, 13), Pressure::Delay(_)));
+        let delay = |pressure| match pressure {
+            Pressure::Delay { pause, bound } => (pause, bound),
+            other => panic!("no delay: {other:?}"),
+        };
+        let ((early, bound), (late, _)) = (delay(at(160, 0)), delay(at(250, 0)));
+        assert!(early < late && late <= DELAY_MAX && bound == Bound::Unflushed);
+        assert_eq!(delay(at(0, 13)).1, Bound::L0);
+        assert!(at(256, 0).is_refusal() && !at(250, 0).is_refusal());
         assert_eq!(at(256, 0), Pressure::Unflushed);
         assert_eq!(at(256, 24), Pressure::L0Full);
     }

@@ -179,7 +179,7 @@ fn overload(pressure: Pressure) -> &'static str {
     match pressure {
         Pressure::L0Full => "L0 is full: no compactor runs, or it does not keep up",
         Pressure::Unflushed => "memtables fill their budget: the store takes flushes too slowly",
-        Pressure::None | Pressure::Delay(_) => "the writer is at one of its bounds",
+        Pressure::None | Pressure::Delay { .. } => "the writer is at one of its bounds",
     }
 }
 

@@ -2,7 +2,7 @@
 //! views that may be answered from.
 //!
 //! **Life of a write**: wait while the debt is high; read the condition's key outside the critical
-//! section; submit; wait for the group. A failed condition tells the client something too: it is
+//! section; submit, which judges the debt again; wait for the group. A failed condition tells the client something too: it is
 //! answered once the seq at which it was decided is durable, and under the read lease.
 
 use std::sync::Arc;
@@ -19,6 +19,7 @@ use crate::condition::Condition;
 use crate::config::FrontLimits;
 use crate::front::{End, Front, Known, Outcome, Progress, Refusal, Ticket};
 use crate::lease::Lease;
+use crate::metrics::Counters;
 use crate::pressure::{Pressure, pressure};
 
 /// Times that a condition is read again because a memtable left meanwhile. Each time a flush came
@@ -36,6 +37,8 @@ pub struct Writer {
     pub env: Env,
     /// The bounds of back-pressure.
     pub limits: FrontLimits,
+    /// What is counted.
+    pub counters: Counters,
 }
 
 /// When a write is answered.
@@ -84,7 +87,21 @@ impl Writer {
     ///
     /// # Errors
     /// What is certain of the batch, and why: [`Unwritten`].
-    pub async fn write(&self, mut write: Write) -> Result<Seq, Unwritten> {
+    pub async fn write(&self, write: Write) -> Result<Seq, Unwritten> {
+        let (began, durability) = (self.env.clock.boot(), write.durability);
+        let written = self.settle(write).await;
+        match &written {
+            Ok(_) if durability == Durability::Durable => {
+                self.counters.durable(self.env.clock.boot().saturating_sub(began));
+            }
+            Err(Unwritten::Overloaded(pressure)) => self.counters.refused(pressure.bound()),
+            Err(Unwritten::Late) => self.counters.refused(None),
+            Ok(_) | Err(_) => {}
+        }
+        written
+    }
+
+    async fn settle(&self, mut write: Write) -> Result<Seq, Unwritten> {
         let deadline = write.deadline;
         let ticket = match tokio::time::timeout_at(deadline, self.take(&mut write)).await {
             Ok(ticket) => ticket?,
@@ -104,7 +121,10 @@ impl Writer {
     async fn take(&self, write: &mut Write) -> Result<Ticket, Unwritten> {
         match pressure(&self.front.load(), &self.limits) {
             Pressure::None => {}
-            Pressure::Delay(delay) => tokio::time::sleep(delay).await,
+            Pressure::Delay { pause, bound } => {
+                self.counters.delayed(bound);
+                tokio::time::sleep(pause).await;
+            }
             refusal @ (Pressure::Unflushed | Pressure::L0Full) => {
                 return Err(Unwritten::Overloaded(refusal));
             }
@@ -119,6 +139,7 @@ impl Writer {
             match self.front.submit(&mut write.ops, known.as_ref()) {
                 Ok(ticket) => return Ok(ticket),
                 Err(Refusal::Full) => room.await,
+                Err(Refusal::Overloaded(pressure)) => return Err(Unwritten::Overloaded(pressure)),
                 Err(Refusal::Reread) if reads < CONDITION_READS_MAX => reads += 1,
                 Err(Refusal::Reread) => return Err(Unwritten::Overloaded(Pressure::Unflushed)),
                 Err(Refusal::Failed { etag, decided_at }) => {
@@ -195,6 +216,34 @@ impl Writer {
     pub async fn memory_view(&self) -> Result<Arc<View>, Error> {
         self.lease.ensure().await?;
         Ok(Arc::new(self.front.memory_view()))
+    }
+
+    /// Waits until everything up to `seq` is proven.
+    ///
+    /// # Errors
+    /// Why the front has ended before.
+    pub async fn durable(&self, seq: Seq) -> Result<(), End> {
+        let reached = self.wait_for(|now| now.durable >= seq).await;
+        match reached.end {
+            Some(end) if reached.durable < seq => Err(end),
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits until everything up to `seq` was taken.
+    ///
+    /// # Errors
+    /// Why the front has ended before.
+    pub async fn taken(&self, seq: Seq) -> Result<(), End> {
+        loop {
+            let more = self.front.taken();
+            let end = self.front.progress().borrow().end;
+            match end {
+                _ if self.front.newest_seq() >= seq => return Ok(()),
+                Some(end) => return Err(end),
+                None => more.await,
+            }
+        }
     }
 
     /// Moves everything that was taken so far into L0; returns the seq up to which it is there.

@@ -4,7 +4,9 @@
 //! **Invariants**
 //! - Batches enter the open group, and the active memtable, in the order of their seqs.
 //! - A memtable is frozen only between two groups, so its data end at a position of the chain.
-//! - The view's seq is the last proven one: a durable reader never sees an unproven batch.
+//! - The view's seq is the last proven one: a durable reader never sees an unproven batch. It is
+//!   shown before anybody is told that the batch is proven.
+//! - No batch is taken while unflushed memtables or L0 are at their bound: that is judged inside.
 //! - A view never misses data between its tree and its memtables: a memtable leaves only when a
 //!   tree that holds all of it enters, in the same swap.
 //! - `dropped_seq` bounds every memtable that has left: a condition read at or above it can be
@@ -16,20 +18,20 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use cairn_common::clock::Clock;
-use cairn_common::error::Error;
 use cairn_common::format::manifest::WalRange;
-use cairn_common::format::wal::WalBuilder;
 use cairn_common::lsm::memtable::Memtable;
 use cairn_common::read::view::{OpenTree, View};
-use cairn_common::types::{Batch, Epoch, Op, Seq, WalId};
+use cairn_common::types::{Batch, Op, Seq, WalId};
 use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, watch};
 
-use crate::condition::Condition;
 use crate::config::FrontLimits;
+use crate::pressure::pressure;
 
+mod exchange;
 mod state;
 
+pub use exchange::{End, Frozen, Known, Load, Outcome, Progress, Refusal, Sealed, Start, Ticket};
 use state::{Active, Freeze, OpenGroup, State};
 
 /// What the front does with callers.
@@ -44,147 +46,10 @@ pub struct Front {
     work: Notify,
     /// Woken when the open group has room again.
     room: Notify,
+    /// Woken when a batch was taken.
+    taken: Notify,
     /// Woken when a memtable may be ready to flush.
     flushable: Notify,
-}
-
-/// A memtable that takes no more entries, and the stretch of the chain whose data it holds.
-#[derive(Clone, Debug)]
-pub struct Frozen {
-    /// The entries.
-    pub memtable: Arc<Memtable>,
-    /// The stretch of the chain; its end is what a flush moves `replay_from` to.
-    pub wal: WalRange,
-    /// The chain's seq at its end: of the last batch, or above it where a fence follows.
-    pub last_seq: Seq,
-    /// Wall time at the freeze, Unix milliseconds: nothing that is still unflushed was written
-    /// before it.
-    pub time_ms: u64,
-}
-
-/// What becomes of a group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// Not decided yet.
-    Pending,
-    /// Its WAL object and all before it are proven.
-    Durable,
-    /// It was never sent.
-    NotApplied,
-    /// It was sent and not proven before this writer stopped.
-    Unknown,
-}
-
-/// How far the writer is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Progress {
-    /// Everything at or below is proven.
-    pub durable: Seq,
-    /// Everything at or below is in the tree.
-    pub flushed: Seq,
-    /// Whether the front has ended, and how.
-    pub end: Option<End>,
-}
-
-/// Why a writer takes no more writes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
-    /// It was told to stop.
-    Closed,
-    /// Another writer holds this epoch now.
-    Fenced(Epoch),
-    /// Something that must not happen did; the log says what.
-    Failed,
-}
-
-impl End {
-    /// How this error ends a writer.
-    pub fn of(error: &Error) -> Self {
-        match error {
-            Error::Fenced { found, .. } => Self::Fenced(*found),
-            Error::Closed => Self::Closed,
-            _ => Self::Failed,
-        }
-    }
-}
-
-/// A batch that has its place in the order.
-#[derive(Debug)]
-pub struct Ticket {
-    seq: Seq,
-    outcome: watch::Receiver<Outcome>,
-}
-
-/// Why a batch was not taken. Nothing of it is anywhere.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// The open group is full and no PUT slot is free: wait for [`Front::room`].
-    Full,
-    /// A memtable that the condition needs has left: read again.
-    Reread,
-    /// The condition does not hold.
-    Failed {
-        /// The entry's etag now.
-        etag: Option<Seq>,
-        /// The seq at which this was decided.
-        decided_at: Seq,
-    },
-    /// The writer has ended.
-    Ended(End),
-}
-
-/// A condition with what was read outside the critical section.
-#[derive(Debug)]
-pub struct Known<'a> {
-    /// The condition.
-    pub condition: &'a Condition,
-    /// The key's etag in a view of everything at or below `seq`.
-    pub etag: Option<Seq>,
-    /// The seq of that view.
-    pub seq: Seq,
-    /// The wall time at which it was read: what has expired by then is absent.
-    pub now_ms: u64,
-}
-
-/// A group that is ready to be PUT.
-#[derive(Debug)]
-pub struct Sealed {
-    /// The batches.
-    pub builder: WalBuilder,
-    /// The seq of the first.
-    pub first_seq: Seq,
-    /// The seq of the last.
-    pub last_seq: Seq,
-    /// Told what becomes of the group.
-    pub outcome: watch::Sender<Outcome>,
-}
-
-/// What a pressure gauge reads: how far the writer is from its bounds.
-#[derive(Clone, Copy, Debug)]
-pub struct Load {
-    /// Bytes in memtables that are not in the tree.
-    pub unflushed_bytes: u64,
-    /// SSTs in L0.
-    pub l0_count: usize,
-    /// Bytes in the open group.
-    pub group_bytes: usize,
-}
-
-/// Where a front begins: what the takeover replayed.
-#[derive(Debug)]
-pub struct Start {
-    /// The tree.
-    pub tree: Arc<OpenTree>,
-    /// The replayed entries that are not in the tree.
-    pub memtable: Arc<Memtable>,
-    /// The chain's stretch of these, up to the first own id.
-    pub wal: WalRange,
-    /// WAL objects replayed into `memtable`.
-    pub wal_objects: u64,
-    /// The last seq on the chain.
-    pub last_seq: Seq,
-    /// The first seq of this writer.
-    pub next_seq: Seq,
 }
 
 impl Front {
@@ -219,6 +84,7 @@ impl Front {
             progress: watch::Sender::new(progress),
             work: Notify::new(),
             room: Notify::new(),
+            taken: Notify::new(),
             flushable: Notify::new(),
         }
     }
@@ -235,6 +101,10 @@ impl Front {
         let mut state = self.lock();
         if let Some(end) = state.end {
             return Err(Refusal::Ended(end));
+        }
+        let pressure = pressure(&state.load(), &self.limits);
+        if pressure.is_refusal() {
+            return Err(Refusal::Overloaded(pressure));
         }
         if state.group.builder.bytes() >= self.limits.wal_bytes_max {
             return Err(Refusal::Full);
@@ -254,6 +124,7 @@ impl Front {
         if began || full {
             self.work.notify_one();
         }
+        self.taken.notify_waiters();
         Ok(Ticket { seq, outcome })
     }
 
@@ -277,13 +148,13 @@ impl Front {
 
     /// How far the writer is from its bounds.
     pub fn load(&self) -> Load {
+        self.lock().load()
+    }
+
+    /// The seq of the last batch taken, or above it where a fence follows.
+    pub fn newest_seq(&self) -> Seq {
         let state = self.lock();
-        let frozen: u64 = state.frozen.iter().map(|frozen| frozen.memtable.bytes()).sum();
-        Load {
-            unflushed_bytes: state.active.memtable.bytes() + frozen,
-            l0_count: state.tree.l0.len(),
-            group_bytes: state.group.builder.bytes(),
-        }
+        state.last_taken(self.progress.borrow().durable)
     }
 
     /// Closes the open group to be the WAL object `id`, and freezes the memtable behind it where
@@ -342,18 +213,17 @@ impl Front {
         // No group is open, or the one that was is sealed into this memtable.
         let last_seq = Seq(state.next_seq.0 - 1);
         state.frozen.push_back(Frozen { memtable, wal, last_seq, time_ms });
-        self.publish(state);
+        self.publish(state, self.progress.borrow().durable);
         self.flushable.notify_one();
     }
 
     /// Records that everything up to `last_seq` is proven, and shows it to durable readers.
     pub fn prove(&self, last_seq: Seq) {
         let state = self.lock();
-        self.progress.send_modify(|progress| {
-            assert!(progress.durable < last_seq, "groups are proven in order");
-            progress.durable = last_seq;
-        });
-        self.publish(&state);
+        assert!(self.progress.borrow().durable < last_seq, "groups are proven in order");
+        // INVARIANT: whoever is told of progress finds a view that has it.
+        self.publish(&state, last_seq);
+        self.progress.send_modify(|progress| progress.durable = last_seq);
         drop(state);
         self.flushable.notify_one();
     }
@@ -382,8 +252,8 @@ impl Front {
             state.dropped_seq = state.dropped_seq.max(last_seq);
             state.frozen.pop_front();
         }
+        self.publish(&state, self.progress.borrow().durable);
         self.progress.send_modify(|progress| progress.flushed = progress.flushed.max(flushed));
-        self.publish(&state);
     }
 
     /// The tree that views show now.
@@ -417,6 +287,7 @@ impl Front {
         self.progress.send_modify(|progress| progress.end = progress.end.or(Some(end)));
         drop(state);
         self.room.notify_waiters();
+        self.taken.notify_waiters();
     }
 
     /// Refuses new batches from now on; those that were taken still commit.
@@ -446,30 +317,16 @@ impl Front {
         self.room.notified()
     }
 
-    fn publish(&self, state: &State) {
-        let durable = self.progress.borrow().durable;
+    /// Resolves when a batch was taken after this call, or the front has ended.
+    pub fn taken(&self) -> Notified<'_> {
+        self.taken.notified()
+    }
+
+    fn publish(&self, state: &State, durable: Seq) {
         self.view.store(Arc::new(state.view(durable)));
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Ticket {
-    /// The batch's seq.
-    pub fn seq(&self) -> Seq {
-        self.seq
-    }
-
-    /// Waits until the group's fate is known.
-    ///
-    /// Cancel-safe: the batch commits all the same.
-    pub async fn outcome(mut self) -> Outcome {
-        match self.outcome.wait_for(|outcome| *outcome != Outcome::Pending).await {
-            Ok(outcome) => *outcome,
-            // The commit task is gone without a word: it may have sent the group.
-            Err(_) => Outcome::Unknown,
-        }
     }
 }

@@ -11,7 +11,7 @@ use cairn_common::read::view::{OpenTree, View};
 use cairn_common::types::{PayloadRef, Seq, WalId};
 use tokio::sync::watch;
 
-use super::{End, Frozen, Known, Outcome, Refusal};
+use super::{End, Frozen, Known, Load, Outcome, Refusal};
 use crate::config::FrontLimits;
 
 #[derive(Debug)]
@@ -56,6 +56,15 @@ impl State {
         let newest = self.frozen.iter().map(|frozen| &frozen.memtable);
         let taken = newest.chain([&self.active.memtable]).filter_map(|m| m.last_seq()).max();
         taken.unwrap_or(durable).max(durable)
+    }
+
+    pub(super) fn load(&self) -> Load {
+        let frozen: u64 = self.frozen.iter().map(|frozen| frozen.memtable.bytes()).sum();
+        Load {
+            unflushed_bytes: self.active.memtable.bytes() + frozen,
+            frozen_count: self.frozen.len(),
+            l0_count: self.tree.l0.len(),
+        }
     }
 
     pub(super) fn view(&self, seq: Seq) -> View {
