@@ -13,5 +13,6 @@ mod handover;
 mod kills;
 mod load;
 mod round_trip;
+mod stops;
 mod view;
 mod zombies;

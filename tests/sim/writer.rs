@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use cairn_common::error::{Error, Result};
+use cairn_common::format::current::WriterClaim;
 use cairn_common::format::sst::SstOptions;
 use cairn_common::store::cache::BlockCache;
 use cairn_common::store::claim::Claim;
+use cairn_common::store::manifest::Snapshot;
 use cairn_common::store::sst::MetaBudget;
 use cairn_common::types::{Epoch, Role};
 use cairn_writer::config::{Config, LogConfig, PROGRAM};
@@ -60,7 +62,7 @@ impl WriterProcess {
             sst: SstOptions { block_bytes: 1024, ..SstOptions::default() },
         };
         let manifests = parts.manifests();
-        let mut snapshot = standby::create(&manifests).await?;
+        let mut snapshot = standby::create(&manifests, &env).await?;
         if self.takeover == TakeoverWhen::IfDead {
             let peers = RosterPeers { world: Arc::clone(&self.world) };
             let standby = Standby {
@@ -70,7 +72,7 @@ impl WriterProcess {
                 takeover_after: Duration::from_secs(1),
                 url: Some(self.url()),
             };
-            let waiting = |_: &str| self.world.events.count("standby waits");
+            let waiting = |_: &Snapshot| self.world.events.count("standby waits");
             tokio::select! {
                 biased;
                 free = standby.wait(snapshot, waiting) => snapshot = free?,
@@ -145,10 +147,10 @@ struct RosterPeers {
 
 #[async_trait]
 impl Peers for RosterPeers {
-    async fn ask(&self, url: &str, epoch: Epoch) -> Answer {
+    async fn ask(&self, url: &str, claim: &WriterClaim) -> Answer {
         tokio::time::sleep(Duration::from_millis(1)).await;
         match self.world.roster.look_up(url) {
-            Some(listed) if listed.epoch == epoch => {
+            Some(listed) if listed.epoch == claim.epoch => {
                 // A process that is stopped answers nothing.
                 let answers = tokio::time::timeout(ASK_TIMEOUT, listed.link.let_on()).await;
                 match (answers, listed.phase) {

@@ -7,10 +7,12 @@ use cairn_common::error::Result;
 use cairn_common::http::api::{Status, TreeStatus};
 use cairn_common::http::problem::{Answer, Code, Outcome, Problem};
 use cairn_common::http::reads::{Answerable, Level, ReadRequest, Views};
-use cairn_common::http::request::Deadline;
+use cairn_common::http::request::{CAIRN_SEQ, Deadline};
 use cairn_common::http::surface::Node;
+use cairn_common::store::manifest::Snapshot;
 use cairn_common::types::{Epoch, Seq};
 use tokio::sync::watch;
+use uuid::Uuid;
 
 use crate::engine::Parts;
 use crate::front::End;
@@ -32,6 +34,9 @@ pub enum Phase {
     /// It has ended.
     Ended(End),
 }
+
+/// The words for all phases.
+pub const PHASES: [&str; 6] = ["starting", "standby", "holding", "serving", "leaving", "ended"];
 
 impl Phase {
     /// The word for it in `/v1/status`.
@@ -64,13 +69,21 @@ impl Phase {
 #[derive(Debug)]
 pub struct WriterNode {
     phase: watch::Receiver<Phase>,
+    seen: watch::Receiver<Option<Snapshot>>,
+    instance: Uuid,
     parts: Parts,
 }
 
 impl WriterNode {
-    /// A node that follows this phase.
-    pub fn new(phase: watch::Receiver<Phase>, parts: Parts) -> Self {
-        Self { phase, parts }
+    /// A node that follows this phase, and what was last `seen` of CURRENT. `instance` is what the
+    /// process claims the role with.
+    pub fn new(
+        phase: watch::Receiver<Phase>,
+        seen: watch::Receiver<Option<Snapshot>>,
+        instance: Uuid,
+        parts: Parts,
+    ) -> Self {
+        Self { phase, seen, instance, parts }
     }
 
     /// The writer once it may answer: waits out a start and a hold, within the deadline.
@@ -139,10 +152,13 @@ impl Node for WriterNode {
         let phase = self.now();
         let mut status = Status::new("writer", &self.parts.bucket.metrics().snapshot());
         status.more.insert("phase", phase.name().into());
-        let cache = self.parts.cache.stats();
-        status.cache.insert("memory_hits", cache.memory_hits);
-        status.cache.insert("memory_misses", cache.memory_misses);
-        status.memory.insert("cache", cache.memory_bytes);
+        status.more.insert("instance", self.instance.to_string().into());
+        status.put_cache(&self.parts.cache.stats());
+        if let Some(Snapshot { current, manifest, .. }) = &*self.seen.borrow() {
+            status.epoch = Some(current.writer.epoch);
+            status.seq = Some(manifest.flushed_seq);
+            status.tree = Some(TreeStatus::of(manifest));
+        }
         if let Some(writer) = phase.writer() {
             let view = writer.front.view();
             status.epoch = Some(writer.lease.epoch());
@@ -159,20 +175,25 @@ impl Node for WriterNode {
 #[async_trait]
 impl Views for WriterNode {
     async fn view(&self, request: ReadRequest) -> Answer<Answerable> {
-        let writer = self.serving(request.deadline).await?;
+        let writer = match (self.serving(request.deadline).await, request.min_seq) {
+            (Err(problem), Some(_)) if problem.code == Code::Timeout => {
+                return Err(Problem::new(Code::NotYet, problem.detail));
+            }
+            (settled, _) => settled?,
+        };
         let view = async {
             if let Some(min_seq) = request.min_seq {
-                let memory = request.level == Level::Memory;
-                let reached = writer.wait_for(|now| memory || now.durable >= min_seq).await;
-                if let Some(end) = reached.end.filter(|_| reached.durable < min_seq) {
-                    return Err(ended(end));
-                }
+                let reached = match request.level {
+                    Level::Durable => writer.durable(min_seq).await,
+                    Level::Memory => writer.taken(min_seq).await,
+                };
+                reached.map_err(ended)?;
             }
             let view = match request.level {
                 Level::Durable => writer.durable_view().await?,
                 Level::Memory => writer.memory_view().await?,
             };
-            Ok(view)
+            Ok::<_, Problem>(view)
         };
         let view = match request.deadline.limit("the view was awaited", view).await {
             Ok(view) => view?,
@@ -194,7 +215,11 @@ impl Views for WriterNode {
 }
 
 fn not_yet(writer: &Writer, request: &ReadRequest) -> Problem {
-    let reached = writer.front.view().seq;
+    let (level, reached) = match request.level {
+        Level::Durable => ("durable", writer.front.view().seq),
+        Level::Memory => ("given", writer.front.newest_seq()),
+    };
     let wanted = request.min_seq.unwrap_or(Seq::ZERO);
-    Problem::new(Code::NotYet, format!("the newest durable seq is {reached}, not {wanted} yet"))
+    Problem::new(Code::NotYet, format!("the newest seq {level} is {reached}, not {wanted} yet"))
+        .header(CAIRN_SEQ, reached)
 }

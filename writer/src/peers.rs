@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use cairn_common::error::{Error, Result};
-use cairn_common::types::Epoch;
+use cairn_common::format::current::WriterClaim;
 use serde::Deserialize;
+use uuid::Uuid;
 
 use crate::standby::{Answer, Peers};
 
@@ -18,10 +19,12 @@ pub struct HttpPeers {
     client: reqwest::Client,
 }
 
+/// What `/v1/status` says of who answers: a standby names the epoch that it knows, so only the
+/// instance tells whether it is the one that holds it.
 #[derive(Deserialize)]
 struct Status {
     role: String,
-    epoch: Option<Epoch>,
+    instance: Option<Uuid>,
     phase: Option<String>,
 }
 
@@ -39,7 +42,7 @@ impl HttpPeers {
 
 #[async_trait]
 impl Peers for HttpPeers {
-    async fn ask(&self, url: &str, epoch: Epoch) -> Answer {
+    async fn ask(&self, url: &str, claim: &WriterClaim) -> Answer {
         let url = format!("{}/v1/status", url.trim_end_matches('/'));
         let status: Status = match self.client.get(url).send().await {
             Ok(reply) => match reply.json().await {
@@ -48,11 +51,12 @@ impl Peers for HttpPeers {
             },
             Err(_) => return Answer::Silent,
         };
-        if status.role != "writer" || status.epoch != Some(epoch) {
+        if status.role != "writer" || status.instance != Some(claim.uuid) {
             return Answer::Silent;
         }
         match status.phase.as_deref() {
             Some("leaving") => Answer::Leaving,
+            Some("ended") => Answer::Silent,
             _ => Answer::Active,
         }
     }

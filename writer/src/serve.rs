@@ -2,13 +2,15 @@
 //!
 //! **Life of a stop**: SIGTERM turns readyz off and closes the listener; requests in progress are
 //! answered; what was taken from memory is made durable; CURRENT records that this writer is
-//! closed, so the next one need not wait; exit 0.
+//! closed, so the next one need not wait; exit 0. All of it takes `shutdown_grace` at most: where
+//! the store is away for longer, the log says what is not durable, and the exit code is 1.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use cairn_common::config::HttpLimits;
+use cairn_common::address;
+use cairn_common::config::{HttpLimits, Span};
 use cairn_common::error::{Error, Result};
 use cairn_common::format::sst::SstOptions;
 use cairn_common::http::metrics::Metrics;
@@ -17,21 +19,25 @@ use cairn_common::http::{reads, shell};
 use cairn_common::process::Frame;
 use cairn_common::store::cache::BlockCache;
 use cairn_common::store::claim::Claim;
-use cairn_common::store::object::{Bucket, StoreSettings};
+use cairn_common::store::manifest::Snapshot;
+use cairn_common::store::object::{Bucket, StoreSettings, is_on_network};
 use cairn_common::store::sst::MetaBudget;
 use cairn_common::types::Role;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::config::Config;
 use crate::engine::{Engine, Parts};
 use crate::front::End;
 use crate::node::{Phase, WriterNode};
 use crate::peers::HttpPeers;
-use crate::routes;
+use crate::service::Writer;
 use crate::standby::{self, Standby, TakeoverWhen};
+use crate::{metrics, routes};
 
 /// After an error, requests in progress have this long to be told so.
 const FAREWELL: Duration = Duration::from_millis(500);
@@ -41,7 +47,6 @@ const FAREWELL: Duration = Duration::from_millis(500);
 /// # Errors
 /// By exit code: `Invalid`, `Fenced`, `Unfit`, `Corrupt`; anything else is unexpected.
 pub async fn run(config: Config, frame: Frame) -> Result<()> {
-    config.check()?;
     let Frame { env, data, ops, shutdown, announce } = frame;
     let bucket = Bucket::open(&config.shared.store, StoreSettings::default(), env.clone())?;
     let parts = Parts {
@@ -51,18 +56,18 @@ pub async fn run(config: Config, frame: Frame) -> Result<()> {
         meta: MetaBudget { bytes: config.meta_memory.0 },
         sst: SstOptions::default(),
     };
-    let url = config.advertise.clone().or_else(|| reachable(&data));
+    let url = config.advertise.clone().or_else(|| address::own_url(&data));
     let (phase, phases) = watch::channel(Phase::Starting);
-    let node = Arc::new(WriterNode::new(phases, parts.clone()));
-    let metrics = Arc::new(Metrics::new("writer"));
-    metrics.register_store(bucket);
-    let surface = Surface::new(config.shared.http, metrics, Arc::clone(&env.clock));
+    let (seen, snapshots) = watch::channel(None);
+    let instance = env.random.uuid();
+    let node = Arc::new(WriterNode::new(phases.clone(), snapshots, instance, parts.clone()));
+    let surface = surface(&parts, phases, config.shared.http);
     let write_routes = routes::routes(Arc::clone(&node)).merge(reads::routes(Arc::clone(&node)));
     let data_router = surface.data(Arc::clone(&node), write_routes);
     let ops_router = surface.ops(node, Router::new());
     let mut servers = Servers::start(config.shared.http, (data, data_router), (ops, ops_router));
 
-    let life = Life { config, parts, url, phase };
+    let life = Life { config, parts, url, instance, phase, seen };
     let ended = tokio::select! {
         opened = life.open(|| announce.standby()) => match opened {
             Ok(engine) => {
@@ -82,49 +87,64 @@ pub async fn run(config: Config, frame: Frame) -> Result<()> {
     ended
 }
 
-/// The address at which others on this machine, or in this network, reach the listener.
-fn reachable(listener: &TcpListener) -> Option<String> {
-    let address = listener.local_addr().ok()?;
-    if address.ip().is_unspecified() {
-        return Some(format!("http://127.0.0.1:{}", address.port()));
-    }
-    Some(format!("http://{address}"))
+/// The surface of a writer in this phase, and its metrics.
+pub(crate) fn surface(
+    parts: &Parts,
+    phase: watch::Receiver<Phase>,
+    limits: HttpLimits,
+) -> Arc<Surface> {
+    let metrics = Arc::new(Metrics::new("writer"));
+    metrics.register_store(parts.bucket.clone());
+    metrics.register_cache(parts.cache.clone());
+    metrics::register(&metrics, phase);
+    Surface::new(limits, metrics, Arc::clone(&parts.env.clock))
+}
+
+/// An address by which no other host can mean itself, while it writes to the same store.
+pub(crate) fn unique_url(url: &str, store: &str) -> Option<String> {
+    let is_everywhere = address::is_loopback(url) && is_on_network(store);
+    (!is_everywhere).then(|| url.to_owned())
 }
 
 struct Life {
     config: Config,
     parts: Parts,
+    /// Where others reach this process.
     url: Option<String>,
+    /// What it claims the role with.
+    instance: Uuid,
     phase: watch::Sender<Phase>,
+    /// What CURRENT said last, while the role is not ours.
+    seen: watch::Sender<Option<Snapshot>>,
 }
 
 impl Life {
     /// Waits for the role, takes it, and waits out the hold.
     async fn open(&self, announce_standby: impl Fn()) -> Result<Engine> {
+        let Parts { env, bucket, .. } = &self.parts;
+        if let Err(error @ Error::Invalid(_)) = bucket.check().await {
+            return Err(error);
+        }
         let manifests = self.parts.manifests();
-        let mut snapshot = standby::create(&manifests).await?;
+        let mut snapshot = standby::create(&manifests, env).await?;
+        self.seen.send_replace(Some(snapshot.clone()));
+        let url = self.unique_url();
         if self.config.takeover == TakeoverWhen::IfDead {
             let peers = HttpPeers::new()?;
             let standby = Standby {
-                env: &self.parts.env,
+                env,
                 manifests: &manifests,
                 peers: &peers,
                 takeover_after: self.config.takeover_after.0,
-                url: self.url.clone(),
+                url,
             };
-            let waiting = |active: &str| {
-                let is_first = !matches!(&*self.phase.borrow(), Phase::Standby(_));
-                self.phase.send_replace(Phase::Standby(active.to_owned()));
-                if is_first {
-                    announce_standby();
-                }
-            };
-            snapshot = standby.wait(snapshot, waiting).await?;
+            snapshot = standby.wait(snapshot, |found| self.wait(found, &announce_standby)).await?;
             self.phase.send_replace(Phase::Starting);
+            self.seen.send_replace(Some(snapshot.clone()));
         }
         let claim = Claim {
             role: Role::Writer,
-            uuid: self.parts.env.random.uuid(),
+            uuid: self.instance,
             url: self.url.clone(),
             lease: self.config.lease.0,
         };
@@ -134,6 +154,44 @@ impl Life {
         engine.hold().await?;
         self.phase.send_replace(Phase::Serving(Arc::clone(engine.writer())));
         Ok(engine)
+    }
+
+    /// Our address, where it is ours alone: a writer that is named by another one may live
+    /// elsewhere, and nobody here can tell.
+    fn unique_url(&self) -> Option<String> {
+        let url = self.url.as_deref()?;
+        let unique = unique_url(url, &self.config.shared.store);
+        if unique.is_none() {
+            tracing::warn!(
+                url,
+                "other hosts cannot reach this writer, so a standby there takes it for dead: \
+                 listen on an address of the network, or set --advertise"
+            );
+        }
+        unique
+    }
+
+    /// Another writer is alive: says so, once on stdout.
+    fn wait(&self, found: &Snapshot, announce_standby: impl Fn()) {
+        let active = found.current.writer.url.clone().unwrap_or_default();
+        let is_first = !matches!(&*self.phase.borrow(), Phase::Standby(_));
+        self.phase.send_if_modified(|phase| {
+            let is_news = !matches!(&phase, Phase::Standby(known) if *known == active);
+            if is_news {
+                *phase = Phase::Standby(active);
+            }
+            is_news
+        });
+        self.seen.send_if_modified(|seen| {
+            let is_news = seen.as_ref().is_none_or(|seen| seen.version != found.version);
+            if is_news {
+                *seen = Some(found.clone());
+            }
+            is_news
+        });
+        if is_first {
+            announce_standby();
+        }
     }
 
     /// Serves until SIGTERM, or the end of the engine or of a server.
@@ -148,13 +206,42 @@ impl Life {
             error = servers.failed() => return Err(error),
             () = shutdown.cancelled() => {}
         }
-        self.phase.send_replace(Phase::Leaving(Arc::clone(engine.writer())));
-        tokio::select! {
-            error = engine.failed() => return Err(error),
-            drained = servers.drain() => drained?,
+        let writer = Arc::clone(engine.writer());
+        self.phase.send_replace(Phase::Leaving(Arc::clone(&writer)));
+        let grace = self.config.shared.http.shutdown_grace.0;
+        let left = async {
+            tokio::select! {
+                error = engine.failed() => return Err(error),
+                drained = timeout(grace / 4 * 3, servers.drain()) => {
+                    match drained {
+                        Ok(drained) => drained?,
+                        Err(_) => {
+                            tracing::warn!("requests in progress do not end; closing meanwhile");
+                        }
+                    }
+                }
+            }
+            engine.close().await
+        };
+        match timeout(grace, left).await {
+            Ok(ended) => ended,
+            Err(_) => Err(unfinished(&writer, grace)),
         }
-        engine.close().await
     }
+}
+
+/// Ends a writer that could not close in time; whoever waits for it is told.
+fn unfinished(writer: &Writer, grace: Duration) -> Error {
+    let (durable, newest) = (writer.front.progress().borrow().durable, writer.front.newest_seq());
+    writer.front.end(End::Closed);
+    let what = if newest > durable {
+        let first = durable.next();
+        tracing::error!(%first, last = %newest, "the store is away: these writes are not durable");
+        format!("the writes of seq {first} to {newest} are not durable")
+    } else {
+        "everything is durable, but CURRENT does not say that this writer has closed".to_owned()
+    };
+    Error::indeterminate("the stop", format!("after {}: {what}", Span(grace)))
 }
 
 /// The two HTTP servers.
@@ -171,6 +258,9 @@ impl Servers {
         (data_listener, data_router): (TcpListener, Router),
         (ops_listener, ops_router): (TcpListener, Router),
     ) -> Self {
+        // The life of the writer bounds their stop: connections that are cut get no answer.
+        let shutdown_grace = Span(limits.shutdown_grace.0 + 2 * FAREWELL);
+        let limits = HttpLimits { shutdown_grace, ..limits };
         let (stop_data, stop_ops) = (CancellationToken::new(), CancellationToken::new());
         let (mut data, mut ops) = (JoinSet::new(), JoinSet::new());
         data.spawn(shell::serve(data_listener, data_router, limits, stop_data.clone()));
@@ -204,7 +294,7 @@ impl Servers {
             while self.data.join_next().await.is_some() {}
             while self.ops.join_next().await.is_some() {}
         };
-        if tokio::time::timeout(FAREWELL, farewell).await.is_err() {
+        if timeout(FAREWELL, farewell).await.is_err() {
             tracing::warn!("cut connections at the end");
         }
     }

@@ -7,10 +7,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use cairn_common::env::Env;
 use cairn_common::error::{Error, Result};
+use cairn_common::format::current::WriterClaim;
 use cairn_common::store::manifest::{Manifests, Snapshot};
-use cairn_common::types::Epoch;
 
-use crate::lease::RETRY_PAUSE;
+use crate::lease;
 
 /// How often a standby asks the active writer; free of store requests.
 const ASK_INTERVAL: Duration = Duration::from_millis(100);
@@ -30,19 +30,20 @@ pub enum TakeoverWhen {
 /// What the active writer says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// It holds the epoch and serves, or will.
+    /// It holds the role and serves, or will.
     Active,
     /// It is stopping: CURRENT will soon say that it is closed.
     Leaving,
-    /// Nothing that holds the epoch answers at the address.
+    /// Nothing that holds the role answers at the address.
     Silent,
 }
 
 /// A way to ask the active writer.
 #[async_trait]
 pub trait Peers: Debug + Send + Sync {
-    /// Asks whoever answers at `url` whether it is the writer of `epoch`, within a short time.
-    async fn ask(&self, url: &str, epoch: Epoch) -> Answer;
+    /// Asks whoever answers at `url` whether it is the process that made this claim, within a
+    /// short time.
+    async fn ask(&self, url: &str, claim: &WriterClaim) -> Answer;
 }
 
 /// What a standby waits with.
@@ -56,14 +57,15 @@ pub struct Standby<'a> {
     pub peers: &'a dyn Peers,
     /// Silence after which the active writer counts as dead; jittered upwards by a quarter.
     pub takeover_after: Duration,
-    /// Our own address: a writer that is named there is an earlier life of ours.
+    /// Our own address, where no other host has the same: unless the active writer itself answers
+    /// there, it is an earlier life of ours.
     pub url: Option<String>,
 }
 
 impl Standby<'_> {
     /// Returns when the role is free to take; `snapshot` is what is there now.
     ///
-    /// Calls `waiting` with the active writer's address each time it was found alive. Costs a
+    /// Calls `waiting` with what CURRENT says each time the active writer was found alive. Costs a
     /// conditional GET every two seconds. An unavailable store is waited for.
     ///
     /// # Errors
@@ -71,7 +73,7 @@ impl Standby<'_> {
     pub async fn wait(
         &self,
         mut snapshot: Snapshot,
-        mut waiting: impl FnMut(&str),
+        mut waiting: impl FnMut(&Snapshot),
     ) -> Result<Snapshot> {
         let patience = self.takeover_after.mul_f64(1.0 + self.env.random.unit() / 4.0);
         let mut read_at = self.env.clock.boot();
@@ -80,18 +82,21 @@ impl Standby<'_> {
         loop {
             let writer = &snapshot.current.writer;
             let url = match &writer.url {
-                Some(url) if !writer.closed && self.url.as_ref() != Some(url) => url.clone(),
+                Some(url) if !writer.closed => url.clone(),
                 _ => return Ok(snapshot),
             };
             if writer.epoch != heard_epoch {
                 heard_epoch = writer.epoch;
                 heard_at = self.env.clock.boot();
             }
-            let answer = self.peers.ask(&url, writer.epoch).await;
+            let answer = self.peers.ask(&url, writer).await;
+            if answer == Answer::Silent && self.url.as_ref() == Some(&url) {
+                return Ok(snapshot);
+            }
             let now = self.env.clock.boot();
             if answer == Answer::Active {
                 heard_at = now;
-                waiting(&url);
+                waiting(&snapshot);
             }
             let silent = now.saturating_sub(heard_at) >= patience;
             // Before it takes over, and while the writer leaves, only CURRENT's word counts.
@@ -125,12 +130,12 @@ impl Standby<'_> {
 ///
 /// # Errors
 /// `Corrupt`: a damaged root. `Unfit`: a store that does not honour conditions.
-pub async fn create(manifests: &Manifests) -> Result<Snapshot> {
+pub async fn create(manifests: &Manifests, env: &Env) -> Result<Snapshot> {
+    let mut pause = lease::pause("cannot reach the store");
     loop {
         match manifests.create().await {
             Err(error @ (Error::Unavailable(_) | Error::Indeterminate(_))) => {
-                tracing::warn!(%error, "cannot reach the store; trying again");
-                tokio::time::sleep(RETRY_PAUSE).await;
+                pause.wait(env, &error).await;
             }
             settled => return settled,
         }
