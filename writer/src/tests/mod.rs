@@ -24,6 +24,11 @@ use crate::config::{Config, LogConfig, PROGRAM};
 use crate::engine::{Engine, Parts};
 use crate::service::{Durability, Unwritten, Write, Writer};
 
+mod bounds;
+mod routes;
+mod site;
+mod standby;
+
 /// What a PUT of the test store takes.
 const PUT: Duration = Duration::from_millis(30);
 const LEASE: Duration = Duration::from_secs(2);
@@ -54,6 +59,14 @@ impl Rig {
             sst: SstOptions::default(),
         };
         Self { parts, store }
+    }
+
+    /// Makes the store take every request and answer none from now on.
+    fn take_away(&self) {
+        let ages = Duration::from_hours(24);
+        self.store.config_mut(|config| {
+            (config.wait_put_per_call, config.wait_get_per_call) = (ages, ages);
+        });
     }
 
     /// Makes every PUT take [`PUT`] from now on.
