@@ -44,7 +44,6 @@ mod watch;
 /// The process: settings from `args`, the environment and a file; runs until a signal.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     process::main(&PROGRAM, args, |config: Config, frame| async move {
-        config.check()?;
         let bucket =
             Bucket::open(&config.shared.store, StoreSettings::default(), frame.env.clone())?;
         run(config, bucket, frame).await
@@ -69,7 +68,7 @@ pub async fn run(config: Config, bucket: Bucket, frame: Frame) -> Result<()> {
         &config,
         Arc::clone(&sights),
     ));
-    let surface = surface(&node, &bucket, &env, config.shared.http);
+    let surface = surface(&node, (&bucket, &cache), &env, config.shared.http);
     let routes = reads::routes(Arc::clone(&node)).merge(routes::writes(Arc::clone(&node)));
     let (data_router, ops_router) =
         (surface.data(Arc::clone(&node), routes), surface.ops(node, axum::Router::new()));
@@ -102,9 +101,15 @@ pub async fn run(config: Config, bucket: Bucket, frame: Frame) -> Result<()> {
     ended
 }
 
-fn surface(node: &Arc<ReaderNode>, bucket: &Bucket, env: &Env, limits: HttpLimits) -> Arc<Surface> {
+fn surface(
+    node: &Arc<ReaderNode>,
+    (bucket, cache): (&Bucket, &BlockCache),
+    env: &Env,
+    limits: HttpLimits,
+) -> Arc<Surface> {
     let metrics = Arc::new(Metrics::new(PROGRAM.role()));
     metrics.register_store(bucket.clone());
+    metrics.register_cache(cache.clone());
     metrics::register(&metrics, Arc::clone(node));
     Surface::new(limits, metrics, Arc::clone(&env.clock))
 }
@@ -121,6 +126,7 @@ async fn follow(
         () = stop.cancelled() => return Ok(()),
         found = find(bucket, &env, config.follow.poll_interval.0) => found?,
     };
+    sights.found(found.clone());
     let ssts = SstStore::new(
         bucket.clone(),
         found.current.database,

@@ -14,6 +14,7 @@ use cairn_common::http::reads::{Answerable, ReadRequest, Views};
 use cairn_common::http::request::{CAIRN_LAG_MS, CAIRN_SEQ, Deadline, Staleness};
 use cairn_common::http::surface::Node;
 use cairn_common::store::cache::BlockCache;
+use cairn_common::store::manifest::Snapshot;
 use cairn_common::store::object::Bucket;
 
 use crate::config::Config;
@@ -82,16 +83,16 @@ impl ReaderNode {
 #[async_trait]
 impl Views for ReaderNode {
     async fn view(&self, request: ReadRequest) -> Answer<Answerable> {
-        let mut sight = self.first()?;
-        if let Some(seq) = request.min_seq
-            && seq > sight.view.seq
-        {
-            let found = self.sights.at_least(seq, request.deadline.instant()).await;
-            sight = found.ok_or_else(|| {
-                let detail = format!("no view at or above seq {seq} came in time");
-                self.behind(Code::NotYet, detail)
-            })?;
-        }
+        let sight = match request.min_seq {
+            None => self.first()?,
+            Some(seq) => {
+                let found = self.sights.at_least(seq, request.deadline.instant()).await;
+                found.ok_or_else(|| {
+                    let detail = format!("no view at or above seq {seq} came in time");
+                    self.behind(Code::NotYet, detail)
+                })?
+            }
+        };
         let lag_ms = sight.lag_ms(self.now());
         if request.staleness == Staleness::Bounded
             && u128::from(lag_ms) > self.max_staleness.as_millis()
@@ -121,17 +122,15 @@ impl Node for ReaderNode {
 
     async fn status(&self) -> Status {
         let mut status = Status::new("reader", &self.bucket.metrics().snapshot());
-        let stats = self.cache.stats();
-        status.cache.extend([
-            ("memory_hits", stats.memory_hits),
-            ("memory_misses", stats.memory_misses),
-            ("disk_hits", stats.disk_hits),
-            ("disk_damaged", stats.disk_damaged),
-            ("disk_dropped", stats.disk_dropped),
-            ("disk_written_bytes", stats.disk_written_bytes),
-        ]);
-        status.memory.insert("blocks", stats.memory_bytes);
-        let Some(sight) = self.sights.latest() else { return status };
+        status.put_cache(&self.cache.stats());
+        let Some(sight) = self.sights.latest() else {
+            if let Some(Snapshot { current, manifest, .. }) = self.sights.base() {
+                status.epoch = Some(current.writer.epoch);
+                status.seq = Some(manifest.flushed_seq);
+                status.tree = Some(TreeStatus::of(manifest));
+            }
+            return status;
+        };
         let Current { writer, .. } = &*sight.current;
         let tree = &sight.view.tree;
         let memtables = sight.view.memtables.iter().map(|memtable| memtable.bytes());

@@ -7,13 +7,14 @@
 //! - `fresh_at` is when the last look at the bucket *began* that found the chain's end: whatever
 //!   was acknowledged before it is in the view.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use cairn_common::format::current::Current;
 use cairn_common::read::view::View;
+use cairn_common::store::manifest::Snapshot;
 use cairn_common::types::Seq;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout_at};
@@ -40,6 +41,8 @@ impl Sight {
 /// The newest sight, and the means to wait for a newer one.
 #[derive(Debug)]
 pub struct Sights {
+    /// What the database was when it was found.
+    base: OnceLock<Snapshot>,
     latest: ArcSwapOption<Sight>,
     /// Seq of the latest; `None` before the first.
     seq: watch::Sender<Option<Seq>>,
@@ -55,6 +58,7 @@ pub struct Sights {
 impl Default for Sights {
     fn default() -> Self {
         Self {
+            base: OnceLock::new(),
             latest: ArcSwapOption::empty(),
             seq: watch::Sender::new(None),
             wake: Notify::new(),
@@ -78,6 +82,16 @@ impl Sights {
     /// The newest; `None` before the first.
     pub fn latest(&self) -> Option<Arc<Sight>> {
         self.latest.load_full()
+    }
+
+    /// What the database was when it was found; `None` before.
+    pub fn base(&self) -> Option<&Snapshot> {
+        self.base.get()
+    }
+
+    /// Notes the database that is followed from now on.
+    pub(crate) fn found(&self, base: Snapshot) {
+        self.base.get_or_init(|| base);
     }
 
     /// Waits for the first.

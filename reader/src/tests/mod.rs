@@ -7,10 +7,8 @@ use axum::body::{Body, to_bytes};
 use axum::extract::Request;
 use cairn_common::error::Error;
 use cairn_common::format::path::Object;
-use cairn_common::http::metrics::Metrics;
 use cairn_common::http::reads;
 use cairn_common::http::request::Deadline;
-use cairn_common::http::surface::Surface;
 use cairn_common::store::cache::BlockCache;
 use cairn_common::store::follow::Reach;
 use cairn_common::types::{Seq, WalId};
@@ -210,11 +208,12 @@ impl Site {
         let config: Config = PROGRAM.with(&[("store", "memory://")]).unwrap();
         let cache = BlockCache::memory_only(1 << 20);
         let (env, bucket) = (author.env.clone(), author.bucket.clone());
-        let node = ReaderNode::new(env.clone(), bucket, cache, &config, Arc::clone(&sights));
+        let parts = (&bucket, &cache);
+        let sights_of_node = Arc::clone(&sights);
+        let node =
+            ReaderNode::new(env.clone(), bucket.clone(), cache.clone(), &config, sights_of_node);
         let node = Arc::new(node);
-        let metrics = Arc::new(Metrics::new("reader"));
-        crate::metrics::register(&metrics, Arc::clone(&node));
-        let surface = Surface::new(config.shared.http, metrics, Arc::clone(&env.clock));
+        let surface = crate::surface(&node, parts, &env, config.shared.http);
         let reads = reads::routes(Arc::clone(&node));
         let routes = reads.merge(crate::routes::writes(Arc::clone(&node)));
         let ops = surface.ops(Arc::clone(&node), axum::Router::new());
@@ -286,6 +285,41 @@ async fn status_and_metrics_tell_how_far_it_is() {
     let (_, _, text) = site.get("/ops/metrics", &[]).await;
     assert!(text.contains("cairn_reader_seq 1\n"), "{text}");
     assert!(text.contains("cairn_reader_lag_milliseconds 0\n"), "{text}");
+    assert!(text.contains("cairn_cache_hits_total{tier=\"memory\"} 0\n"), "{text}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn status_tells_what_is_known_before_the_first_view() {
+    let mut site = Site::new().await;
+    site.author.put("a", "1").await;
+    site.author.flush().await;
+    let status = |body: &str| serde_json::from_str::<serde_json::Value>(body).unwrap();
+    let nothing = status(&site.get("/v1/status", &[]).await.2);
+    assert!(nothing.get("epoch").is_none(), "{nothing}");
+    site.sights.found(site.author.snapshot().await);
+    let known = status(&site.get("/v1/status", &[]).await.2);
+    assert_eq!((&known["epoch"], &known["seq"]), (&1.into(), &1.into()), "{known}");
+    assert_eq!(known["tree"]["l0"].as_array().map(Vec::len), Some(1));
+    assert!(known.get("applied_seq").is_none(), "nothing was applied");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_read_with_a_seq_waits_for_the_first_view_too() {
+    let mut site = Site::new().await;
+    site.author.put("a", "1").await;
+    let clock = Arc::clone(&site.author.env.clock);
+    let began = clock.boot();
+    let headers = [("cairn-min-seq", "1"), ("cairn-timeout", "3s")];
+    let (status, response, body) = site.get("/v1/kv/a", &headers).await;
+    assert_eq!((status, clock.boot().saturating_sub(began)), (503, Duration::from_secs(3)));
+    assert!(body.contains("not_yet") && response.headers().contains_key("retry-after"), "{body}");
+    let mut tail = site.tail.take().unwrap();
+    let first = async {
+        tokio::time::sleep(POLL).await;
+        look(&mut tail).await;
+    };
+    let (answer, ()) = tokio::join!(site.get("/v1/kv/a", &headers), first);
+    assert_eq!((answer.0, answer.2.as_str()), (200, "1"));
 }
 
 #[tokio::test(start_paused = true)]
