@@ -35,6 +35,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use axum::Router;
+use cairn_common::address;
+use cairn_common::config::{HttpLimits, Span};
 use cairn_common::env::Env;
 use cairn_common::error::Result;
 use cairn_common::http::metrics::Metrics;
@@ -48,13 +50,12 @@ use tokio_util::sync::CancellationToken;
 
 use self::board::Board;
 use self::config::{Config, Only, PROGRAM};
-use self::life::{Counters, Life};
+use self::life::{Counters, Graces, Life};
 use self::node::{CompactorNode, Phase};
 
 /// The process; `args` begins with its name.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     process::main(&PROGRAM, args, |config: Config, frame| async move {
-        config.check()?;
         let settings = StoreSettings::default();
         let bucket = Bucket::open(&config.shared.store, settings, frame.env.clone())?;
         run(config, bucket, frame).await
@@ -67,11 +68,11 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 /// As [`Life::run`].
 pub async fn run(config: Config, bucket: Bucket, frame: Frame) -> Result<()> {
     let Frame { env, data, ops, shutdown, announce } = frame;
-    let limits = config.shared.http;
+    let shutdown_grace = Span(Graces::of(&config).requests);
+    let limits = HttpLimits { shutdown_grace, ..config.shared.http };
     let metrics = Arc::new(Metrics::new("compactor"));
     metrics.register_store(bucket.clone());
-    let listen = data.local_addr().map(|address| format!("http://{address}")).ok();
-    let url = config.advertise.clone().or(listen);
+    let url = config.advertise.clone().or_else(|| address::own_url(&data));
     let runs_jobs = config.only != Some(Only::Gc);
     let (life, node) = assemble(config, bucket, &env, (url, Counters::register(&metrics)));
 

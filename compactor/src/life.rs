@@ -61,6 +61,25 @@ impl Counters {
     }
 }
 
+/// How `shutdown_grace` is shared out among what ends one after the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Graces {
+    /// For jobs to notice, and to delete what they have made.
+    pub jobs: Duration,
+    /// For a pass of collection, which is told at the same time as the jobs.
+    pub collection: Duration,
+    /// For requests in progress, once the work is over.
+    pub requests: Duration,
+}
+
+impl Graces {
+    /// The shares of what these settings give.
+    pub fn of(config: &Config) -> Self {
+        let quarter = config.shared.http.shutdown_grace.0 / 4;
+        Self { jobs: 2 * quarter, collection: quarter, requests: quarter }
+    }
+}
+
 impl Life {
     /// Works until cancelled. `ready` is called once, when it can work.
     ///
@@ -142,7 +161,19 @@ impl Life {
 
     async fn collect(&self, shutdown: &CancellationToken) -> Result<()> {
         let interval = self.config.gc.gc_interval.0;
-        self.collector().run(interval, Some(&self.seen), shutdown).await
+        let mut collector = self.collector();
+        let Graces { jobs, collection, .. } = Graces::of(&self.config);
+        let cut = async {
+            shutdown.cancelled().await;
+            tokio::time::sleep(jobs + collection).await;
+        };
+        tokio::select! {
+            ended = collector.run(interval, Some(&self.seen), shutdown) => ended,
+            () = cut => {
+                tracing::warn!("a pass of collection was cut");
+                Ok(())
+            }
+        }
     }
 
     fn collector(&self) -> Collector {
@@ -179,7 +210,7 @@ impl Life {
         };
         stop.cancel();
         let rest = async { while collection.join_next().await.is_some() {} };
-        let grace = self.config.shared.http.shutdown_grace.0;
+        let grace = Graces::of(&self.config).collection;
         if tokio::time::timeout(grace, rest).await.is_err() {
             tracing::warn!("a pass of collection was cut");
         }
@@ -211,7 +242,7 @@ impl Life {
             poll_interval: self.config.poll_interval.0,
             jobs_max: jobs.jobs_max,
             pick: jobs.pick(),
-            stop_grace: self.config.shared.http.shutdown_grace.0,
+            stop_grace: Graces::of(&self.config).jobs,
         };
         let links = Links {
             board: Arc::clone(&self.board),

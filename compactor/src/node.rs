@@ -69,14 +69,15 @@ impl Node for CompactorNode {
     async fn status(&self) -> Status {
         let phase = *self.phase.borrow();
         let mut status = Status::new("compactor", &self.bucket.metrics().snapshot());
-        if let Phase::Working(epoch) = phase {
-            status.epoch = epoch;
-        }
         if let Some(snapshot) = &*self.seen.borrow() {
+            status.epoch = Some(snapshot.current.compactor.epoch);
             status.seq = Some(snapshot.manifest.flushed_seq);
             status.tree = Some(TreeStatus::of(&snapshot.manifest));
             let retired = snapshot.manifest.retired.len();
             status.more.insert("retired", json!(retired));
+        }
+        if let Phase::Working(Some(epoch)) = phase {
+            status.epoch = Some(epoch);
         }
         status.more.insert("state", json!(phase.name()));
         status.more.insert("compactions", json!(self.board.jobs()));

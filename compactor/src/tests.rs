@@ -5,12 +5,15 @@ use std::time::Duration;
 use bytes::Bytes;
 use cairn_common::error::Error;
 use cairn_common::format::path::{Object, ObjectKind};
-use cairn_common::types::{Payload, Role, WalId};
+use cairn_common::http::surface::Node as _;
+use cairn_common::types::{Epoch, Payload, Role, WalId};
 use tokio::time::sleep;
 use uuid::Uuid;
 
 use crate::board::Stage;
+use crate::config::{Config, PROGRAM};
 use crate::kit::{Kit, Writer, run_paused};
+use crate::life::Graces;
 use crate::node::Phase;
 
 /// Several flushes over the same few keys: the newest says which flush it was.
@@ -256,4 +259,32 @@ fn killed_anywhere_it_leaves_the_inputs_and_the_next_life_goes_on() {
         assert_eq!(kit.bucket.list(ObjectKind::Run).await.unwrap().len(), 1);
         started.stop().await;
     });
+}
+
+#[test]
+fn a_collector_alone_tells_the_epoch_that_it_knows() {
+    run_paused(async {
+        let kit = Kit::new();
+        let mut writer = kit.writer().await;
+        flush_rounds(&mut writer, 0..1).await;
+        kit.claim(Role::Compactor).await;
+        let started = kit.start(&[("only", "gc")]);
+        sleep(Duration::from_secs(2)).await;
+        let status = started.node.status().await;
+        assert_eq!(*started.node.phase.borrow(), Phase::Working(None));
+        assert_eq!(status.epoch, Some(Epoch(1)));
+        assert!(status.seq.is_some() && status.tree.is_some());
+        started.stop().await;
+    });
+}
+
+#[test]
+fn what_ends_one_after_the_other_shares_one_grace() {
+    for grace in ["20s", "1s", "7ms"] {
+        let settings = [("store", "memory://"), ("shutdown_grace", grace)];
+        let config: Config = PROGRAM.with(&settings).unwrap();
+        let Graces { jobs, collection, requests } = Graces::of(&config);
+        assert!(jobs + collection + requests <= config.shared.http.shutdown_grace.0);
+        assert!(!jobs.is_zero() && !collection.is_zero() && !requests.is_zero());
+    }
 }
