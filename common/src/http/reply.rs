@@ -73,8 +73,11 @@ impl Draft {
         let needed = self.out.len() + bytes;
         if needed > self.out.capacity() {
             let step = self.out.capacity().clamp(STEP_BYTES_MIN, STEP_BYTES_MAX);
-            let room = needed.max(self.out.capacity() + step);
-            self.share.resize(room)?;
+            let mut room = needed.max(self.out.capacity() + step);
+            if self.share.resize(room).is_err() {
+                room = needed;
+                self.share.resize(room)?;
+            }
             self.out.reserve_exact(room - self.out.len());
         }
         Ok(())
