@@ -195,6 +195,7 @@ mod tests {
     use cairn_common::store::sst::MetaBudget;
     use tokio::sync::watch;
     use tower::ServiceExt as _;
+    use uuid::Uuid;
 
     use super::*;
     use crate::engine::Parts;
@@ -212,7 +213,8 @@ mod tests {
             env: env.clone(),
         };
         let (phase, phases) = watch::channel(Phase::Starting);
-        let node = Arc::new(WriterNode::new(phases, parts));
+        let (_, seen) = watch::channel(None);
+        let node = Arc::new(WriterNode::new(phases, seen, Uuid::nil(), parts));
         let limits = HttpLimits { request_memory: Size(request_memory), ..HttpLimits::default() };
         let surface = Surface::new(limits, Arc::new(Metrics::new("writer")), env.clock);
         (surface.data(Arc::clone(&node), routes(node)), phase)

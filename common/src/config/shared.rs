@@ -173,15 +173,12 @@ impl Shared {
 impl HttpLimits {
     fn check(&self) -> Result<()> {
         let invalid = |text: String| Err(Error::Invalid(text));
-        let counts =
-            [("connections_max", self.connections_max), ("requests_max", self.requests_max)];
-        for (name, count) in counts {
-            if count == 0 {
-                return invalid(format!("{name} must be at least 1: at 0 nothing is served"));
+        for (name, size) in
+            [("request_memory", self.request_memory), ("reply_memory", self.reply_memory)]
+        {
+            if size.0 == 0 {
+                return invalid(format!("{name} must be above 0: at 0 nothing is served"));
             }
-        }
-        if self.request_memory.0 == 0 {
-            return invalid("request_memory must be above 0: at 0 no body is taken".to_owned());
         }
         for (name, span) in [
             ("header_timeout", self.header_timeout),
