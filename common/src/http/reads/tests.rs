@@ -418,7 +418,6 @@ async fn replies_are_counted_until_they_are_taken() {
     }
     assert_eq!(site.json("/v1/kv?limit=1").await.0, 200);
     assert_eq!(site.json("/v1/kv").await.0, 503, "both are more than there may be");
-    assert_eq!(site.lines("/v1/kv").await.len(), 3, "a piece is one of them");
 }
 
 #[tokio::test(start_paused = true)]
