@@ -26,6 +26,9 @@ const WRITE_BOUNDS: [f64; 15] =
 /// From a small memtable on a local disk to a large one on a slow store, in seconds.
 const FLUSH_BOUNDS: [f64; 10] = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0];
 
+/// Why a write is refused whose deadline passes before there is room for it.
+const LATE: &str = "late";
+
 /// What one writer counts. A cheap handle.
 #[derive(Clone, Debug)]
 pub struct Counters {
@@ -47,7 +50,7 @@ struct Reason {
 impl Counters {
     /// Of a writer with this window.
     pub fn new(wal_window: u64) -> Self {
-        Self {
+        let this = Self {
             delayed: Family::default(),
             refused: Family::default(),
             durable_writes: Histogram::new(WRITE_BOUNDS),
@@ -56,7 +59,14 @@ impl Counters {
             wal_in_flight: Gauge::default(),
             wal_window,
             flushes: Histogram::new(FLUSH_BOUNDS),
+        };
+        // A rate is seen from its first step on only where there was a zero before.
+        for reason in [Bound::Unflushed.name(), Bound::L0.name()] {
+            this.delayed.get_or_create(&Reason { reason }).inc_by(0);
+            this.refused.get_or_create(&Reason { reason }).inc_by(0);
         }
+        this.refused.get_or_create(&Reason { reason: LATE }).inc_by(0);
+        this
     }
 
     /// A write had to wait for what lags.
@@ -66,7 +76,7 @@ impl Counters {
 
     /// A write was refused because of what lags.
     pub fn refused(&self, bound: Option<Bound>) {
-        let reason = bound.map_or("late", Bound::name);
+        let reason = bound.map_or(LATE, Bound::name);
         self.refused.get_or_create(&Reason { reason }).inc();
     }
 

@@ -97,6 +97,7 @@ async fn what_is_delayed_or_refused_is_counted_by_its_reason() {
     let text = site.get("/ops/metrics", &[]).await.body;
     for name in ["delayed", "refused"] {
         let line = format!("cairn_writer_{name}_writes_total{{reason=\"unflushed\"}} ");
-        assert!(text.contains(&line), "{line} in {text}");
+        let found = text.lines().find_map(|told| told.strip_prefix(&line));
+        assert!(found.is_some_and(|count| count != "0"), "{line} in {text}");
     }
 }
