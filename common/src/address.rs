@@ -74,13 +74,11 @@ fn url_of(
         return format!("http://{listen}");
     }
     let port = listen.port();
-    match outward(listen.ip()) {
-        Some(ip) => format!("http://{}", SocketAddr::new(ip, port)),
-        None => {
-            let name = host_name().unwrap_or_else(|| Ipv4Addr::LOCALHOST.to_string());
-            format!("http://{name}:{port}")
-        }
+    if let Some(ip) = outward(listen.ip()) {
+        return format!("http://{}", SocketAddr::new(ip, port));
     }
+    let name = host_name().unwrap_or_else(|| Ipv4Addr::LOCALHOST.to_string());
+    format!("http://{name}:{port}")
 }
 
 /// This machine's address on the way out of it; a socket that listens on `every` takes it.

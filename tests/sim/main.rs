@@ -38,7 +38,7 @@ const FLOORS: &[(&str, u64)] = &[
     ("merge", 400),
     ("read at a reader", 15_000),
     ("read at the writer", 6_000),
-    ("reader answers not_yet", 1_500),
+    ("reader answers not_yet", 450),
     ("reader answers too_stale", 400),
     ("reader refreshes after a vanished object", 150),
     ("reader wakes with an old view", 50),

@@ -2,8 +2,9 @@
 //! views that may be answered from.
 //!
 //! **Life of a write**: wait while the debt is high; read the condition's key outside the critical
-//! section; submit, which judges the debt again; wait for the group. A failed condition tells the client something too: it is
-//! answered once the seq at which it was decided is durable, and under the read lease.
+//! section; submit, which judges the debt again; wait for the group. A failed condition tells the
+//! client something too: it is answered once the seq at which it was decided is durable, and under
+//! the read lease.
 
 use std::sync::Arc;
 use std::time::Duration;

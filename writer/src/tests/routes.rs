@@ -10,8 +10,12 @@ use tokio::time::Instant;
 use super::site::Site;
 use crate::node::Phase;
 
+/// Method, target, headers, body, and what is told.
+type Row = (&'static str, &'static str, &'static [Header], &'static str, &'static str);
+type Header = (&'static str, &'static str);
+
 /// Asks in this order, each on what the ones before have left.
-const CONTRACT: &[(&str, &str, &[(&str, &str)], &str, &str)] = &[
+const CONTRACT: &[Row] = &[
     ("PUT", "/v1/kv/a", &[], "1", "204"),
     ("PUT", "/v1/kv/a?durable=true", &[], "1", "204"),
     ("PUT", "/v1/kv/a?durable=false", &[], "1", "204"),
@@ -237,7 +241,7 @@ async fn metrics_and_status_tell_what_the_writer_does() {
         site.put("/v1/kv/k", &[]).await;
     }
     site.ask("POST", "/v1/flush", &[], "").await;
-    let (newest, _) = tokio::join!(site.put("/v1/kv/k?durable=false", &[]), async {});
+    let newest = site.put("/v1/kv/k?durable=false", &[]).await;
     tokio::time::sleep(super::PUT / 2).await;
     let text = site.get("/ops/metrics", &[]).await.body;
     let status = site.get("/v1/status", &[]).await.json();
