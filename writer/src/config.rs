@@ -271,7 +271,6 @@ mod tests {
             (&[("memtable_bytes", "200MiB")], "unflushed_bytes_max"),
             (&[("wal_window", "0")], "wal_window"),
             (&[("l0_stop", "12")], "l0_stop"),
-            (&[("requests_max", "0")], "requests_max"),
         ] {
             assert!(refused(wrong).contains(said), "{wrong:?}: {}", refused(wrong));
         }

@@ -100,8 +100,8 @@ pub const SHARED: &[Setting] = &[
         "shutdown_grace",
         Kind::Span,
         "20s",
-        "After SIGTERM, requests in progress have so long to end; below the 30 s that Kubernetes \
-         gives a pod",
+        "After SIGTERM, requests in progress, jobs and the last writes have so long to end, all \
+         together; below the 30 s that Kubernetes gives a pod",
     ),
 ];
 
