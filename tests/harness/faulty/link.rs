@@ -12,13 +12,14 @@ use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{
     CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
-    ObjectStore, ObjectStoreExt, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
-    UploadPart,
+    ObjectStore, ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult,
+    Result, UploadPart,
 };
 use rand::Rng;
 use tokio::sync::oneshot;
 use tokio::time::sleep;
 
+use super::odd;
 use super::{Act, Drawn, Event, Fate, Shared, kind_of, refused, silence, unreached};
 
 /// Deletions of one call that are under way at a time, as with the real stores.
@@ -76,9 +77,44 @@ impl Link {
         }
     }
 
+    /// A GET; what arrives may be odd.
+    async fn get(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        self.let_on().await;
+        let drawn = self.shared.draw(Act::Get, location.as_ref());
+        let Drawn { point, .. } = drawn;
+        let look = async {
+            let odd = match drawn.fate {
+                Fate::Odd(odd) if odd.is_of_body() => Some(odd),
+                Fate::Odd(_) => return Err(odd::foreign_not_found()),
+                _ => None,
+            };
+            let found = self.shared.objects.get_opts(location, options).await;
+            let is_there = matches!(found, Ok(_) | Err(Error::NotModified { .. }));
+            if !is_there {
+                return found;
+            }
+            match (self.shared.odd_of_body(location.as_ref(), odd), found) {
+                (Some(odd), Ok(found)) => odd::spoilt(odd, found, point).await,
+                // A proxy knows nothing of what the client has.
+                (Some(odd), Err(_)) => {
+                    let found = self.shared.objects.get(location).await?;
+                    odd::spoilt(odd, found, point).await
+                }
+                (None, found) => found,
+            }
+        };
+        self.answer(drawn, look).await
+    }
+
     async fn read<T>(&self, path: &str, look: impl Future<Output = Result<T>>) -> Result<T> {
         self.let_on().await;
-        let Drawn { there, back, fate, silence: how } = self.shared.draw(Act::Read, path);
+        let drawn = self.shared.draw(Act::Step, path);
+        self.answer(drawn, look).await
+    }
+
+    /// The answer to a read whose fate is drawn.
+    async fn answer<T>(&self, drawn: Drawn, look: impl Future<Output = Result<T>>) -> Result<T> {
+        let Drawn { there, back, fate, silence: how, .. } = drawn;
         sleep(there).await;
         let answer = match fate {
             Fate::Refused => Err(refused()),
@@ -93,8 +129,8 @@ impl Link {
 
     async fn write(&self, write: Write) -> Result<Option<PutResult>> {
         self.let_on().await;
-        let drawn = self.shared.draw(Act::Write, write.path().as_ref());
-        let Drawn { there, back, fate, silence: how } = drawn;
+        let drawn = self.shared.draw(write.act(), write.path().as_ref());
+        let Drawn { there, back, fate, silence: how, .. } = drawn;
         let told = match fate {
             Fate::Refused | Fate::Unreached | Fate::RequestLost => {
                 sleep(there).await;
@@ -103,6 +139,10 @@ impl Link {
                     Fate::Unreached => Err(unreached()),
                     _ => silence(how).await,
                 }
+            }
+            Fate::Odd(_) => {
+                sleep(there).await;
+                Err(write.foreign_precondition())
             }
             Fate::Parked(late) => {
                 self.launch_late(write, there + late);
@@ -165,6 +205,21 @@ impl Link {
 }
 
 impl Write {
+    fn act(&self) -> Act {
+        match self {
+            Self::Put(..) => Act::Put,
+            Self::Delete(_) => Act::Delete,
+        }
+    }
+
+    fn foreign_precondition(&self) -> Error {
+        let mode = match self {
+            Self::Put(_, _, options) => &options.mode,
+            Self::Delete(_) => &PutMode::Overwrite,
+        };
+        odd::foreign_precondition(self.path(), mode)
+    }
+
     fn path(&self) -> &Path {
         match self {
             Self::Put(path, ..) | Self::Delete(path) => path,
@@ -224,8 +279,7 @@ impl ObjectStore for Link {
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
-        let look = self.shared.objects.get_opts(location, options);
-        self.read(location.as_ref(), look).await
+        self.get(location, options).await
     }
 
     fn delete_stream(

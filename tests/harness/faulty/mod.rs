@@ -5,6 +5,8 @@
 //! happens in the bucket (nothing, the write, the write much later, the write twice), and what the
 //! caller is told (the truth, a refusal, a broken connection, nothing until it gives up). Reads see
 //! one moment between sending and answer. Every process has a [`Link`] of its own, which can stall.
+//! A proxy on the way may put an answer of its own in place of the store's, see [`Odd`]. Beside what
+//! is drawn, one fault can be asked for, which meets the next request that it fits ([`Fault`]).
 //!
 //! **Source**: the four outcomes follow Materialize's `persist` crate, `src/unreliable.rs`.
 
@@ -26,8 +28,11 @@ use rand::{Rng, SeedableRng};
 use tokio::task::JoinSet;
 
 pub use self::link::Link;
+use self::odd::Trap;
+pub use self::odd::{Fault, Odd};
 
 mod link;
+mod odd;
 #[cfg(test)]
 mod tests;
 
@@ -41,8 +46,10 @@ const STORM_SHARE: f64 = 0.8;
 /// How often and how badly things go wrong. Shares are of all requests that the fault can meet.
 #[derive(Clone, Debug)]
 pub struct Faults {
-    /// One way to the store and back takes about twice this.
+    /// One way of a read; there and back takes about twice this.
     pub delay_median: Duration,
+    /// One way of a write.
+    pub write_delay_median: Duration,
     /// The spread of delays: of their logarithm, as a standard deviation.
     pub delay_spread: f64,
     /// Refused with 503 `SlowDown`: not done, and so told.
@@ -65,6 +72,8 @@ pub struct Faults {
     pub storm: f64,
     /// How long a storm lasts.
     pub storm_length: Duration,
+    /// Each kind of odd answer, as a share of the requests that can be answered so.
+    pub odd: f64,
 }
 
 impl Faults {
@@ -72,6 +81,7 @@ impl Faults {
     pub fn quiet() -> Self {
         Self {
             delay_median: Duration::from_millis(5),
+            write_delay_median: Duration::from_millis(5),
             delay_spread: 0.5,
             refused: 0.0,
             unreached: 0.0,
@@ -83,6 +93,17 @@ impl Faults {
             list_stale: 0.0,
             storm: 0.0,
             storm_length: Duration::ZERO,
+            odd: 0.0,
+        }
+    }
+
+    /// A network that works and takes so long, there and back, for a read and for a write.
+    pub fn slow(read: Duration, write: Duration) -> Self {
+        Self {
+            delay_median: read / 2,
+            write_delay_median: write / 2,
+            delay_spread: 0.1,
+            ..Self::quiet()
         }
     }
 
@@ -90,6 +111,7 @@ impl Faults {
     pub fn rough() -> Self {
         Self {
             delay_median: Duration::from_millis(8),
+            write_delay_median: Duration::from_millis(8),
             delay_spread: 1.2,
             refused: 0.02,
             unreached: 0.01,
@@ -101,6 +123,7 @@ impl Faults {
             list_stale: 0.2,
             storm: 0.001,
             storm_length: Duration::from_secs(2),
+            odd: 0.0,
         }
     }
 }
@@ -134,6 +157,8 @@ pub enum Event {
     Stalled,
     /// An object of this kind was there and is there no more.
     Deleted(ObjectKind),
+    /// An answer that was not the store's.
+    Odd(Odd),
 }
 
 /// The bucket and the network around it.
@@ -161,6 +186,10 @@ struct State {
     listings: BTreeMap<String, Vec<ObjectMeta>>,
     /// When each object was written, by the store's wall clock.
     written_ms: BTreeMap<Path, u64>,
+    /// When the last odd answer was given about each object.
+    odd_at: BTreeMap<String, Duration>,
+    /// The one fault that was asked for.
+    trap: Option<Trap>,
 }
 
 /// What is drawn for one request.
@@ -171,6 +200,8 @@ struct Drawn {
     fate: Fate,
     /// How a caller that is told nothing learns of it.
     silence: Silence,
+    /// Where and how a body is spoilt.
+    point: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -182,6 +213,7 @@ enum Fate {
     ResponseLost,
     Parked(Duration),
     Duplicated(Duration),
+    Odd(Odd),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -195,8 +227,17 @@ enum Silence {
 /// What a request is to the faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Act {
-    Read,
-    Write,
+    Get,
+    /// A listing, or a step of an upload that shows nothing yet.
+    Step,
+    Put,
+    Delete,
+}
+
+impl Act {
+    fn is_write(self) -> bool {
+        matches!(self, Self::Put | Self::Delete)
+    }
 }
 
 impl FaultyStore {
@@ -210,6 +251,8 @@ impl FaultyStore {
             fingerprint: seed,
             listings: BTreeMap::new(),
             written_ms: BTreeMap::new(),
+            odd_at: BTreeMap::new(),
+            trap: None,
         };
         let shared = Shared {
             objects: InMemory::new(),
@@ -230,6 +273,22 @@ impl FaultyStore {
         let mut state = self.shared.state();
         state.faults = faults;
         state.storm_until = Duration::ZERO;
+    }
+
+    /// Asks for one fault: it meets the next request about an object of this kind that it fits.
+    /// Replaces one that was asked for before.
+    pub fn set_trap(&self, fault: Fault, kind: ObjectKind) {
+        self.shared.state().trap = Some(Trap { fault, kind, sprung_at: None });
+    }
+
+    /// When the fault that was asked for last met its request, since the store began.
+    pub fn trap_sprung_at(&self) -> Option<Duration> {
+        self.shared.state().trap.and_then(|trap| trap.sprung_at)
+    }
+
+    /// Asks for no fault any more.
+    pub fn clear_trap(&self) {
+        self.shared.state().trap = None;
     }
 
     /// The bucket itself, past all faults.
@@ -285,12 +344,19 @@ impl Shared {
         let now = self.clock.boot();
         let mut state = self.state();
         state.count(Event::Request);
-        let drawn = Drawn {
-            there: state.delay(),
-            back: state.delay(),
-            fate: state.fate(act, now),
-            silence: if state.rng.random_bool(0.5) { Silence::Break } else { Silence::Hang },
-        };
+        let (there, back) = (state.delay(act), state.delay(act));
+        let mut fate = state.fate(act, now);
+        if let Some(asked) = state.spring(now, |trap| trap.awaits(act, path)) {
+            fate = asked;
+        }
+        if let Fate::Odd(odd) = fate
+            && !odd.is_of_body()
+            && !state.may_be_odd(odd, act, path, now)
+        {
+            fate = Fate::Done;
+        }
+        let silence = if state.rng.random_bool(0.5) { Silence::Break } else { Silence::Hang };
+        let drawn = Drawn { there, back, fate, silence, point: state.rng.random() };
         state.remember(path, &drawn);
         drawn
     }
@@ -301,12 +367,14 @@ impl State {
         *self.counts.entry(event).or_default() += 1;
     }
 
-    fn delay(&mut self) -> Duration {
+    fn delay(&mut self, act: Act) -> Duration {
         // A logarithm that is normally distributed (Box and Muller).
         let (radius, angle): (f64, f64) = (self.rng.random(), self.rng.random());
         let normal = (-2.0 * (1.0 - radius).ln()).sqrt() * (angle * std::f64::consts::TAU).cos();
         let factor = (normal * self.faults.delay_spread).exp();
-        self.faults.delay_median.mul_f64(factor.min(1e6)).min(DELAY_MAX)
+        let Faults { delay_median, write_delay_median, .. } = self.faults;
+        let median = if act.is_write() { write_delay_median } else { delay_median };
+        median.mul_f64(factor.min(1e6)).min(DELAY_MAX)
     }
 
     fn fate(&mut self, act: Act, now: Duration) -> Fate {
@@ -316,7 +384,7 @@ impl State {
             return Fate::Refused;
         }
         let late = faults.parked_max.mul_f64(self.rng.random::<f64>().powi(2));
-        let of_writes = |share| if act == Act::Write { share } else { 0.0 };
+        let of_writes = |share| if act.is_write() { share } else { 0.0 };
         let shares = [
             (faults.refused, Event::Refused, Fate::Refused),
             (faults.unreached, Event::Unreached, Fate::Unreached),
@@ -326,11 +394,17 @@ impl State {
             (of_writes(faults.duplicated), Event::Duplicated, Fate::Duplicated(late)),
             (faults.storm, Event::Storm, Fate::Refused),
         ];
+        let odd = Odd::ALL.map(|odd| {
+            let share = if odd.meets(act) { faults.odd } else { 0.0 };
+            (share, Event::Odd(odd), Fate::Odd(odd))
+        });
         let mut point: f64 = self.rng.random();
-        for (share, event, fate) in shares {
+        for (share, event, fate) in shares.into_iter().chain(odd) {
             point -= share;
             if point < 0.0 {
-                self.count(event);
+                if !matches!(event, Event::Odd(_)) {
+                    self.count(event);
+                }
                 if event == Event::Storm {
                     self.storm_until = now + faults.storm_length;
                 }

@@ -33,7 +33,7 @@ async fn found(store: &FaultyStore, object: Object) -> Option<Bytes> {
 /// Creates, reads and deletes under rough conditions; returns the store when all has landed.
 async fn exercise(seed: u64) -> FaultyStore {
     let store = FaultyStore::new(seed);
-    store.set_faults(Faults { storm: 0.01, ..Faults::rough() });
+    store.set_faults(Faults { storm: 0.01, odd: 0.03, ..Faults::rough() });
     let bucket = bucket(&store.link(), seed);
     for id in 1..=300 {
         let answer = bucket.create(&wal(id), id.to_string().into()).await;
@@ -72,6 +72,10 @@ async fn every_fault_is_seen_and_equal_seeds_are_equal_runs() {
         Event::LandedInVain,
         Event::StaleList,
         Event::Storm,
+        Event::Odd(Odd::Garbled),
+        Event::Odd(Odd::Shortened),
+        Event::Odd(Odd::NotFound),
+        Event::Odd(Odd::Precondition),
     ] {
         assert!(one.counts().contains_key(&event), "{event:?} was not seen: {:?}", one.counts());
     }
@@ -128,4 +132,44 @@ async fn a_stalled_process_hears_nothing_while_others_work() {
     stalled.get(&path).await.unwrap();
     assert!(clock.boot() >= Duration::from_secs(10));
     assert_eq!(store.counts()[&Event::Stalled], 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_fault_meets_one_request() {
+    let store = FaultyStore::new(1);
+    let (link, path) = (store.link(), Path::from("db/wal/1"));
+    link.put(&path, "0123456789".into()).await.unwrap();
+    let read = async || link.get(&path).await?.bytes().await;
+    for odd in [Odd::Garbled, Odd::Shortened, Odd::NotFound] {
+        store.set_trap(Fault::Odd(odd), ObjectKind::Current);
+        assert_eq!(read().await.unwrap(), "0123456789", "{odd:?} waits for another object");
+        store.set_trap(Fault::Odd(odd), ObjectKind::Wal);
+        assert_eq!(store.trap_sprung_at(), None);
+        match read().await {
+            Ok(bytes) => assert_ne!(bytes, "0123456789", "{odd:?}"),
+            Err(error) => assert_eq!(odd, Odd::NotFound, "{error}"),
+        }
+        assert!(store.trap_sprung_at().is_some());
+        assert_eq!(read().await.unwrap(), "0123456789", "{odd:?} is over");
+        tokio::time::sleep(odd::ODD_APART).await;
+    }
+    store.set_trap(Fault::Odd(Odd::Precondition), ObjectKind::Wal);
+    let other = Path::from("db/wal/2");
+    assert!(link.put(&other, "x".into()).await.is_err());
+    assert!(store.objects().get(&other).await.is_err(), "the store never saw it");
+    link.put(&other, "x".into()).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn odd_answers_about_one_object_are_apart() {
+    let store = FaultyStore::new(1);
+    let (link, path) = (store.link(), Path::from("db/wal/1"));
+    link.put(&path, "0123456789".into()).await.unwrap();
+    store.set_faults(Faults { odd: 0.3, ..Faults::quiet() });
+    for _ in 0..100 {
+        drop(link.get(&path).await);
+    }
+    let counts = store.counts();
+    let seen: u64 = Odd::ALL.iter().filter_map(|odd| counts.get(&Event::Odd(*odd))).sum();
+    assert_eq!(seen, 1, "{counts:?}");
 }
