@@ -10,5 +10,6 @@ mod read;
 mod readme;
 mod s3;
 mod source;
+mod starts;
 mod tidy;
 mod tour;

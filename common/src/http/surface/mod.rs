@@ -67,7 +67,12 @@ impl Surface {
 
     /// The router of `--listen`: the routes of the process, `/livez`, `/readyz`, `/v1/status`.
     pub fn data<N: Node>(self: &Arc<Self>, node: Arc<N>, routes: Router) -> Router {
-        let limited = routes.route_layer(from_fn_with_state(Arc::clone(self), bound));
+        // A layer over no routes panics: a process that only collects has none of its own.
+        let limited = if routes.has_routes() {
+            routes.route_layer(from_fn_with_state(Arc::clone(self), bound))
+        } else {
+            routes
+        };
         self.around(common(node).merge(limited))
     }
 
