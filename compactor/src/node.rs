@@ -7,6 +7,7 @@ use cairn_common::env::Random;
 use cairn_common::http::api::{Status, TreeStatus};
 use cairn_common::http::problem::{Answer, Code, Problem};
 use cairn_common::http::surface::Node;
+use cairn_common::store::damage::Damaged;
 use cairn_common::store::manifest::Snapshot;
 use cairn_common::store::object::Bucket;
 use cairn_common::types::Epoch;
@@ -64,6 +65,10 @@ impl Node for CompactorNode {
             Phase::Stopping => Problem::new(Code::Standby, "this compactor is stopping"),
         };
         Err(problem)
+    }
+
+    fn damaged(&self) -> Vec<Damaged> {
+        self.bucket.damage().list()
     }
 
     async fn status(&self) -> Status {

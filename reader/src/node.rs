@@ -14,6 +14,7 @@ use cairn_common::http::reads::{Answerable, ReadRequest, Views};
 use cairn_common::http::request::{CAIRN_LAG_MS, CAIRN_SEQ, Deadline, Staleness};
 use cairn_common::http::surface::Node;
 use cairn_common::store::cache::BlockCache;
+use cairn_common::store::damage::Damaged;
 use cairn_common::store::manifest::Snapshot;
 use cairn_common::store::object::Bucket;
 
@@ -118,6 +119,10 @@ impl Views for ReaderNode {
 impl Node for ReaderNode {
     fn readiness(&self) -> Answer<()> {
         self.first().map(drop)
+    }
+
+    fn damaged(&self) -> Vec<Damaged> {
+        self.bucket.damage().list()
     }
 
     async fn status(&self) -> Status {

@@ -9,6 +9,7 @@ use cairn_common::http::problem::{Answer, Code, Outcome, Problem};
 use cairn_common::http::reads::{Answerable, Level, ReadRequest, Views};
 use cairn_common::http::request::{CAIRN_SEQ, Deadline};
 use cairn_common::http::surface::Node;
+use cairn_common::store::damage::Damaged;
 use cairn_common::store::manifest::Snapshot;
 use cairn_common::types::{Epoch, Seq};
 use tokio::sync::watch;
@@ -146,6 +147,10 @@ impl Node for WriterNode {
             Phase::Serving(_) => Ok(()),
             phase => Err(refusal(phase)),
         }
+    }
+
+    fn damaged(&self) -> Vec<Damaged> {
+        self.parts.bucket.damage().list()
     }
 
     async fn status(&self) -> Status {

@@ -20,6 +20,7 @@ use super::request::{CAIRN_LAG_MS, CAIRN_SEQ};
 use crate::build::VERSION;
 use crate::format::manifest::{Manifest, RunInfo, SstInfo};
 use crate::store::cache::CacheStats;
+use crate::store::damage::Damaged;
 use crate::store::metrics::StoreSnapshot;
 use crate::types::{Epoch, Seq};
 
@@ -210,6 +211,8 @@ pub struct Status {
     /// L0 and runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tree: Option<TreeStatus>,
+    /// Objects that are missing or damaged: requests that need one fail with `corrupt`.
+    pub damaged: Vec<Damaged>,
     /// Hits, misses and bytes of the caches, by name.
     pub cache: BTreeMap<&'static str, u64>,
     /// Bytes by what holds them; `resident` is the whole process.

@@ -7,6 +7,7 @@ pub mod cache;
 pub mod claim;
 pub mod commit;
 mod create;
+pub mod damage;
 mod flights;
 pub mod follow;
 mod listing;

@@ -24,6 +24,7 @@ use object_store::{
 use super::answer::{Again, Failed};
 use super::attempt::Call;
 use super::create::Latencies;
+use super::damage::Damage;
 pub use super::listing::Listed;
 use super::metrics::{Operation, Prices, StoreMetrics};
 use super::upload::Upload;
@@ -102,6 +103,7 @@ struct Shared {
     settings: StoreSettings,
     env: Env,
     metrics: Arc<StoreMetrics>,
+    damage: Arc<Damage>,
     wal_creates: Latencies,
 }
 
@@ -154,11 +156,12 @@ impl Bucket {
     fn assemble(opened: url::Opened, settings: StoreSettings, env: Env) -> Self {
         let url::Opened { store, root, url, prices } = opened;
         let metrics = Arc::new(StoreMetrics::new(prices));
-        let wal_creates = Latencies::default();
-        Self { shared: Arc::new(Shared { store, root, url, settings, env, metrics, wal_creates }) }
+        let (damage, wal_creates) = (Arc::default(), Latencies::default());
+        let shared = Shared { store, root, url, settings, env, metrics, damage, wal_creates };
+        Self { shared: Arc::new(shared) }
     }
 
-    /// The database at another root of the same store; requests count for both together.
+    /// The database at another root of the same store; requests and damage count for both together.
     ///
     /// # Errors
     /// `Invalid` where that is no path.
@@ -173,6 +176,7 @@ impl Bucket {
                 settings: shared.settings.clone(),
                 env: shared.env.clone(),
                 metrics: Arc::clone(&shared.metrics),
+                damage: Arc::clone(&shared.damage),
                 wal_creates: Latencies::default(),
             }),
         })
@@ -186,6 +190,11 @@ impl Bucket {
     /// Counters of everything that was asked of the store.
     pub fn metrics(&self) -> &StoreMetrics {
         &self.shared.metrics
+    }
+
+    /// The objects that are known to be missing or damaged.
+    pub fn damage(&self) -> &Damage {
+        &self.shared.damage
     }
 
     pub(super) fn store(&self) -> &Arc<dyn ObjectStore> {

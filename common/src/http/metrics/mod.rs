@@ -224,6 +224,7 @@ mod tests {
     async fn requests_to_the_store_are_there() {
         let bucket = Bucket::open("memory://", StoreSettings::default(), Env::system()).unwrap();
         bucket.create(&Object::Current, "x".into()).await.unwrap();
+        bucket.damage().report(&Object::Current, &"x is no JSON");
         let metrics = Metrics::new("reader");
         metrics.register_store(bucket);
         let text = metrics.encode();
@@ -233,6 +234,7 @@ mod tests {
             format!("cairn_store_sent_bytes_total{labels} 1\n"),
             format!("cairn_store_request_seconds_count{labels} 1\n"),
             "cairn_store_dollars_total 0.0\n".into(),
+            "cairn_store_damaged_objects 1\n".into(),
         ] {
             assert!(text.contains(&line), "{line} in {text}");
         }

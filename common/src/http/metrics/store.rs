@@ -8,6 +8,7 @@ use prometheus_client::encoding::{
 };
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
 
 use crate::store::metrics::{LATENCY_BOUNDS_SECONDS, StoreRow};
 use crate::store::object::Bucket;
@@ -91,6 +92,11 @@ impl Collector for StoreCollector {
         let help = "What all requests cost at list prices";
         let metric =
             encoder.encode_descriptor("store_dollars", help, None, dollars.metric_type())?;
-        dollars.encode(metric)
+        dollars.encode(metric)?;
+        let damaged = i64::try_from(self.bucket.damage().count()).unwrap_or(i64::MAX);
+        let help = "Objects known to be missing or damaged: should be 0, the status names them";
+        let name = "store_damaged_objects";
+        let metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        ConstGauge::new(damaged).encode(metric)
     }
 }

@@ -24,6 +24,7 @@ use crate::http::surface::{Node, Surface};
 use crate::lsm::memtable::Memtable;
 use crate::read::view::OpenTree;
 use crate::store::cache::BlockCache;
+use crate::store::damage::Damaged;
 use crate::store::metrics::StoreSnapshot;
 use crate::store::object::{Bucket, StoreSettings};
 use crate::store::sst::{MetaBudget, SstStore};
@@ -59,6 +60,10 @@ impl Views for Fixed {
 impl Node for Fixed {
     fn readiness(&self) -> Answer<()> {
         Ok(())
+    }
+
+    fn damaged(&self) -> Vec<Damaged> {
+        Vec::new()
     }
 
     async fn status(&self) -> Status {

@@ -30,6 +30,7 @@ use super::shell::CutTarget;
 use super::trace::TraceParent;
 use crate::clock::Clock;
 use crate::config::HttpLimits;
+use crate::store::damage::Damaged;
 
 /// The longest request target; a key of the greatest length fits, every byte of it escaped.
 /// (hyper itself refuses targets from 65,535 bytes on, see [`super::shell`].)
@@ -45,6 +46,8 @@ pub trait Node: Send + Sync + 'static {
     fn readiness(&self) -> Answer<()>;
     /// What `/v1/status` says. Asks nothing of the store.
     async fn status(&self) -> Status;
+    /// The objects that are known to be missing or damaged.
+    fn damaged(&self) -> Vec<Damaged>;
 }
 
 /// The limits and metrics that the surfaces of one process share.
@@ -100,14 +103,36 @@ impl Surface {
 fn common<N: Node>(node: Arc<N>) -> Router {
     Router::new()
         .route("/livez", get("ok\n"))
-        .route("/readyz", get(async |State(node): State<Arc<N>>| node.readiness().map(|()| "ok\n")))
+        .route("/readyz", get(readyz::<N>))
         .route("/v1/status", get(status::<N>))
         .with_state(node)
 }
 
+/// Damage of single objects does not make a process unready: it answers for all other keys, and a
+/// restart would not help. The text names the objects all the same.
+async fn readyz<N: Node>(State(node): State<Arc<N>>) -> Answer<String> {
+    let damaged = node
+        .damaged()
+        .into_iter()
+        .map(|Damaged { object, cause }| format!("damaged: {object}: {cause}"));
+    let damaged: Vec<String> = damaged.collect();
+    match node.readiness() {
+        Ok(()) => {
+            let lines = std::iter::once("ok").chain(damaged.iter().map(String::as_str));
+            Ok(lines.map(|line| format!("{line}\n")).collect())
+        }
+        Err(mut problem) => {
+            for line in &damaged {
+                problem.detail = format!("{}; {line}", problem.detail);
+            }
+            Err(problem)
+        }
+    }
+}
+
 async fn status<N: Node>(State(node): State<Arc<N>>, request: Request) -> Answer<Json<Status>> {
     Params::parse(request.uri().query(), &[])?;
-    Ok(Json(node.status().await))
+    Ok(Json(Status { damaged: node.damaged(), ..node.status().await }))
 }
 
 /// Refuses at once what cannot be taken on: a queue would only make every request late.

@@ -23,6 +23,14 @@ impl Node for Fake {
         }
     }
 
+    fn damaged(&self) -> Vec<Damaged> {
+        let damaged = |object: &str, cause: &str| Damaged {
+            object: object.to_owned(),
+            cause: cause.to_owned(),
+        };
+        vec![damaged("run/a", "it is not there"), damaged("sst/b", "a checksum differs")]
+    }
+
     async fn status(&self) -> Status {
         Status::new("writer", &StoreSnapshot::default())
     }
@@ -104,6 +112,21 @@ async fn what_is_refused_before_a_handler_was_not_applied() {
     ] {
         assert_eq!(problem(&router, method, uri).await, expected, "{method} {uri}");
     }
+}
+
+#[tokio::test]
+async fn readyz_and_status_name_damage() {
+    let (status, text) = answer(&data(Fake::Ready), "GET", "/readyz", "").await;
+    let lines = "ok\ndamaged: run/a: it is not there\ndamaged: sst/b: a checksum differs\n";
+    assert_eq!((status, &*String::from_utf8(text).unwrap()), (200, lines));
+    let (status, body) = answer(&data(Fake::Waiting), "GET", "/readyz", "").await;
+    let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+    let detail = body["detail"].as_str().unwrap();
+    assert!(status == 503 && detail.contains("; damaged: sst/b: a checksum"), "{body}");
+    let (_, body) = answer(&data(Fake::Ready), "GET", "/v1/status", "").await;
+    let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!(body["damaged"][0]["object"], "run/a");
+    assert_eq!(body["damaged"][1]["cause"], "a checksum differs");
 }
 
 #[tokio::test]
