@@ -111,20 +111,13 @@ fn common<N: Node>(node: Arc<N>) -> Router {
 /// Damage of single objects does not make a process unready: it answers for all other keys, and a
 /// restart would not help. The text names the objects all the same.
 async fn readyz<N: Node>(State(node): State<Arc<N>>) -> Answer<String> {
-    let damaged = node
-        .damaged()
-        .into_iter()
-        .map(|Damaged { object, cause }| format!("damaged: {object}: {cause}"));
-    let damaged: Vec<String> = damaged.collect();
+    let damaged = node.damaged();
+    let damaged = damaged.iter().map(|damaged| format!("{}: {}", damaged.object, damaged.cause));
     match node.readiness() {
-        Ok(()) => {
-            let lines = std::iter::once("ok").chain(damaged.iter().map(String::as_str));
-            Ok(lines.map(|line| format!("{line}\n")).collect())
-        }
+        Ok(()) => Ok(damaged.fold("ok\n".into(), |text, line| text + "damaged: " + &line + "\n")),
         Err(mut problem) => {
-            for line in &damaged {
-                problem.detail = format!("{}; {line}", problem.detail);
-            }
+            damaged
+                .for_each(|line| problem.detail = format!("{}; damaged: {line}", problem.detail));
             Err(problem)
         }
     }
