@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::io::Write as _;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use cairn_common::config::{LogFormat, Span};
 use clap::{Args, Parser, Subcommand};
@@ -70,8 +71,19 @@ pub(crate) struct Target {
     pub(crate) token: Option<String>,
     /// How long a request that is refused with 429 or 503 is tried again; by `load`, also one that
     /// was answered with 408, 502, 504 or not at all, for a minute at least
-    #[arg(long, default_value = "10s", value_name = "DUR")]
+    #[arg(long, default_value = "10s", value_name = "DUR", value_parser = up_to(RETRY_FOR_MAX))]
     pub(crate) retry_for: Span,
+}
+
+/// Nobody waits for a request for longer.
+const RETRY_FOR_MAX: Duration = Duration::from_hours(24);
+
+/// A duration of at most so much: a longer one is a slip.
+pub(crate) fn up_to(most: Duration) -> impl Fn(&str) -> Result<Span, String> + Clone + Send + Sync {
+    move |text| match text.parse::<Span>()? {
+        span if span.0 > most => Err(format!("{text} is above the most, {}", Span(most))),
+        span => Ok(span),
+    }
 }
 
 /// Which bucket is looked into.

@@ -3,6 +3,7 @@
 //! Nothing here writes. Everything is verified on the way in, so damage shows as exit code 5.
 
 use std::io::Write as _;
+use std::time::Duration;
 
 use cairn_common::Error;
 use cairn_common::config::Span;
@@ -17,7 +18,7 @@ use cairn_common::store::object::{Bucket, StoreSettings};
 use cairn_common::store::sst::{MetaBudget, SstStore};
 use clap::Args;
 
-use crate::args::Place;
+use crate::args::{Place, up_to};
 use crate::failure::{Failure, Outcome};
 use crate::output::{Table, human_bytes, readable, stdout};
 
@@ -29,11 +30,18 @@ pub(crate) use tree::{ManifestArgs, RunArgs, SstArgs, manifest, run, sst};
 
 /// Memory for blocks and metadata of one look.
 const CACHE_BYTES: usize = 32 << 20;
+/// As the compactor's setting of the same name.
+const RETENTION_MAX: Duration = Duration::from_hours(365 * 24);
 
 #[derive(Debug, Args)]
 pub(crate) struct GcArgs {
     /// How long what left the tree is kept for slow readers
-    #[arg(long, default_value = "10min", value_name = "DUR")]
+    #[arg(
+        long,
+        default_value = "10min",
+        value_name = "DUR",
+        value_parser = up_to(RETENTION_MAX),
+    )]
     retention: Span,
     #[command(flatten)]
     place: Place,

@@ -20,6 +20,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 
+mod bounds;
 mod shared;
 #[cfg(test)]
 mod tests;
@@ -263,6 +264,7 @@ impl Program {
         values.extend(flags(&settings, &matches));
         if matches.get_flag(PRINT) {
             checked::<T>(typed(&settings, &with_stand_ins(&settings, &values))?)?;
+            bounds::check(&settings, &values)?;
             return Ok(Loaded::Print(print(&settings, &values)));
         }
         let missing = settings
@@ -276,7 +278,9 @@ impl Program {
                 setting.variable()
             )));
         }
-        checked(typed(&settings, &values)?).map(Loaded::Run)
+        let checked = checked(typed(&settings, &values)?)?;
+        bounds::check(&settings, &values)?;
+        Ok(Loaded::Run(checked))
     }
 
     /// The typed settings with every default but for `overrides`, not checked: for tests and
