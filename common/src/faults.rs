@@ -4,6 +4,7 @@
 /// Every bug that can be planted: what goes wrong.
 pub const BUGS: &[&str] = &[
     "acknowledged_out_of_order",
+    "close_waits_for_slow_clients",
     "collector_deletes_bodies_that_are_not_named",
     "collector_deletes_fences",
     "collector_ignores_epochs",
@@ -16,11 +17,13 @@ pub const BUGS: &[&str] = &[
     "follower_trusts_its_first_read",
     "hold_is_skipped",
     "lease_never_runs_out",
+    "memory_ack_without_lease",
     "reader_dates_a_look_by_its_end",
     "reader_keeps_the_tree_of_an_older_log",
     "takeover_skips_what_it_met",
     "view_shows_flushed_entries_twice",
     "visible_before_durable",
+    "writer_ignores_missing_current",
 ];
 
 /// Whether the named bug is switched on (`CAIRN_PLANTED_BUG=name`).

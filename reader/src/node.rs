@@ -48,9 +48,13 @@ impl ReaderNode {
         Self { env, bucket, cache, sights, max_staleness, writer }
     }
 
-    /// Where writes go, if that is known.
+    /// Where writes go, if that is known. In a copy of a database CURRENT still names the writer of
+    /// the original, which does not write here: nobody is sent to it.
     pub fn writer_url(&self) -> Option<String> {
-        let told = || self.sights.latest()?.current.writer.url.clone();
+        let told = || {
+            let claim = &self.sights.latest()?.current.writer;
+            claim.url.clone().filter(|_| claim.is_of_root(&self.bucket.root_id()))
+        };
         self.writer.clone().or_else(told)
     }
 
@@ -146,6 +150,8 @@ impl Node for ReaderNode {
         status.applied_seq = Some(sight.view.seq);
         status.lag_ms = Some(sight.lag_ms(self.now()));
         status.tree = Some(TreeStatus::of(&tree.manifest));
+        status.more.insert("database", sight.current.database.to_string().into());
+        status.more.insert("root", self.bucket.root_id().into());
         let writer_url = self.writer_url().map_or(serde_json::Value::Null, Into::into);
         status.more.insert("writer_url", writer_url);
         status

@@ -39,6 +39,11 @@ async fn settings_that_do_not_go_together_are_exit_2() {
     for (kind, wrong, said) in [
         (Kind::Writer, "--advertise=10.0.0.1:7001", "http://10.0.0.1:7001"),
         (Kind::Writer, "--wal-bytes-max=96", "wal_bytes_max"),
+        (Kind::Writer, "--lease=2h", "lease: 2h is above the most, 60s"),
+        (Kind::Writer, "--wal-interval=1h", "wal_interval"),
+        (Kind::Writer, "--takeover-after=1us", "takeover_after"),
+        (Kind::Reader, "--request-timeout=2d", "request_timeout"),
+        (Kind::Compactor, "--retention=1000d", "retention"),
         (Kind::Writer, "--memtable-bytes=9223372036854775808", "unflushed_bytes_max"),
         (Kind::Reader, "--writer=10.0.0.1:7001", "http://10.0.0.1:7001"),
         (Kind::Reader, "--cache-disk=1GiB", "cache_dir"),
@@ -49,6 +54,19 @@ async fn settings_that_do_not_go_together_are_exit_2() {
             assert_eq!(process.exit_code().await, 2, "{kind:?} {more:?}");
             assert!(says_why(&process.log(), kind) && process.log().contains(said), "{process:?}");
         }
+    }
+}
+
+#[tokio::test]
+async fn loopback_url_on_a_network_store_is_exit_2() {
+    let cluster = Cluster::new();
+    // An address of the documentation: nothing is asked of it.
+    let environment = harness::fake_s3::environment_of("192.0.2.1:9000".parse().unwrap());
+    for more in [&[][..], &["--advertise=http://localhost:7001"]] {
+        let mut writer = cluster.start_on(Kind::Writer, "s3://cairn/db", more, &environment);
+        assert_eq!(writer.exit_code().await, 2, "{writer:?}");
+        let log = writer.log();
+        assert!(says_why(&log, Kind::Writer) && log.contains("--advertise"), "{writer:?}");
     }
 }
 
@@ -130,6 +148,26 @@ async fn a_root_without_current_is_exit_5() {
         refuses_to_run(&cluster, kind).await;
     }
     assert_eq!(cluster.current(), None, "nobody takes it for an empty database");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_current_that_is_lost_ends_all_with_5() {
+    let cluster = Cluster::new();
+    let mut processes = Vec::new();
+    for kind in KINDS {
+        let mut process = cluster.start(kind, &[]);
+        process.ready().await;
+        processes.push(process);
+    }
+    let put = || view::client().put(format!("{}/v1/kv/a", processes[0].url())).body("x").send();
+    assert_eq!(put().await.expect("it answers").status(), StatusCode::NO_CONTENT);
+    fs::remove_file(cluster.root().join(Object::Current.path())).unwrap();
+    for (process, kind) in processes.iter_mut().zip(KINDS) {
+        assert_eq!(process.exit_code().await, 5, "{process:?}");
+        assert!(says_why(&process.log(), kind), "{process:?}");
+        let log = process.log();
+        assert!(log.lines().last().is_some_and(|line| line.contains("CURRENT")), "{process:?}");
+    }
 }
 
 #[tokio::test]

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use cairn_common::error::{Error, Result};
-use cairn_common::format::current::WriterClaim;
 use cairn_common::format::sst::SstOptions;
 use cairn_common::store::cache::BlockCache;
 use cairn_common::store::claim::Claim;
@@ -14,7 +13,8 @@ use cairn_common::store::sst::MetaBudget;
 use cairn_common::types::{Epoch, Role};
 use cairn_writer::config::{Config, LogConfig, PROGRAM};
 use cairn_writer::engine::{Engine, Parts};
-use cairn_writer::standby::{self, Answer, Peers, Standby, TakeoverWhen};
+use cairn_writer::open::HeadStart;
+use cairn_writer::standby::{self, Answer, Asked, Peers, Standby, TakeoverWhen};
 use rand::Rng;
 use tokio_util::sync::CancellationToken;
 
@@ -62,7 +62,9 @@ impl WriterProcess {
             sst: SstOptions { block_bytes: 1024, ..SstOptions::default() },
         };
         let manifests = parts.manifests();
-        let mut snapshot = standby::create(&manifests, &env).await?;
+        let snapshot = standby::create(&manifests, &env).await?;
+        let database = snapshot.current.database;
+        let mut head = HeadStart::at(snapshot.clone());
         if self.takeover == TakeoverWhen::IfDead {
             let peers = RosterPeers { world: Arc::clone(&self.world) };
             let standby = Standby {
@@ -71,24 +73,26 @@ impl WriterProcess {
                 peers: &peers,
                 takeover_after: Duration::from_secs(1),
                 url: Some(self.url()),
+                own_url: Some(self.url()),
             };
             let waiting = |_: &Snapshot| self.world.events.count("standby waits");
             tokio::select! {
                 biased;
-                free = standby.wait(snapshot, waiting) => snapshot = free?,
+                free = standby.wait(snapshot, waiting) => head = free?,
                 () = self.stop.cancelled() => return Ok(()),
             }
         }
-        let replaced = &snapshot.current.writer;
-        if replaced.epoch > Epoch(0) {
+        if let Some(Snapshot { current, .. }) = &head.snapshot
+            && let replaced = &current.writer
+            && replaced.epoch > Epoch(0)
+        {
             let kind = if replaced.closed { "takeover of a closed writer" } else { "takeover" };
             self.world.events.count(kind);
         }
         let uuid = env.random.uuid();
         let url = Some(self.url());
         let claim = Claim { role: Role::Writer, uuid, url, lease: LEASE };
-        let database = snapshot.current.database;
-        let mut engine = Engine::open(&parts, database, &log(), &claim).await?;
+        let mut engine = Engine::open_from(head, &parts, database, &log(), &claim).await?;
         self.world.enter_epoch(&self.name, Role::Writer, engine.epoch());
         let listed = Listed {
             epoch: engine.epoch(),
@@ -147,7 +151,7 @@ struct RosterPeers {
 
 #[async_trait]
 impl Peers for RosterPeers {
-    async fn ask(&self, url: &str, claim: &WriterClaim) -> Answer {
+    async fn ask(&self, url: &str, Asked { claim, .. }: Asked<'_>) -> Answer {
         tokio::time::sleep(Duration::from_millis(1)).await;
         match self.world.roster.look_up(url) {
             Some(listed) if listed.epoch == claim.epoch => {

@@ -120,7 +120,10 @@ impl Committer {
         loop {
             let now = self.writer.env.clock.boot();
             let freeze_at = self.writer.front.freeze_if_due();
-            let due = self.due_in(now);
+            // The last group is not paced: a writer that stops has promised what is in it.
+            let is_last = drain.is_cancelled();
+            let interval = if is_last { Duration::ZERO } else { self.pacing.interval };
+            let due = self.due_in(now, interval);
             if due == Some(Duration::ZERO) {
                 if let Some((id, bytes)) = self.seal(now) {
                     let wal = self.wal.clone();
@@ -146,8 +149,9 @@ impl Committer {
         }
     }
 
-    /// How long until the open group may be sent; `None` while it is empty or no slot is free.
-    fn due_in(&self, now: Duration) -> Option<Duration> {
+    /// How long until the open group may be sent, at this pace; `None` while it is empty or no slot
+    /// is free.
+    fn due_in(&self, now: Duration, interval: Duration) -> Option<Duration> {
         let bytes = self.writer.front.open_group_bytes()?;
         let lowest = self.window.front().map_or(self.next.id, |sent| sent.id);
         if self.next.id >= lowest.plus(self.pacing.window) {
@@ -157,7 +161,7 @@ impl Committer {
             return Some(Duration::ZERO);
         }
         let since = self.sent_at.map(|sent_at| now.saturating_sub(sent_at));
-        Some(since.map_or(Duration::ZERO, |since| self.pacing.interval.saturating_sub(since)))
+        Some(since.map_or(Duration::ZERO, |since| interval.saturating_sub(since)))
     }
 
     fn seal(&mut self, now: Duration) -> Option<(WalId, Bytes)> {

@@ -31,9 +31,11 @@ const SETTINGS: &[Setting] = &[
     ),
     Setting::new(
         "takeover",
-        Kind::Choice(&["if-dead", "now"]),
+        Kind::Choice(&["if-dead", "now", "assume-dead"]),
         "if-dead",
-        "if-dead waits as a standby while another writer is alive; now takes its place at once",
+        "if-dead waits as a standby while another writer is alive; now takes its place at once; \
+         assume-dead also skips the hold: only if you know that the old writer is dead, since its \
+         reads may be stale otherwise",
     ),
     Setting::new(
         "takeover_after",

@@ -1,13 +1,15 @@
 //! The writer without its HTTP: what the process, the tests and the simulator drive.
 //!
 //! **Life of an engine**: take over the log; start the three tasks that own it (commit, flush,
-//! lease); wait out the hold; serve; drain; record in CURRENT that it is closed.
+//! lease); wait out the hold; serve; settle what was taken; record in CURRENT that it is closed;
+//! only then wait for slow clients.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use cairn_common::env::Env;
 use cairn_common::error::{Error, Result};
+use cairn_common::faults::planted;
 use cairn_common::format::sst::SstOptions;
 use cairn_common::store::cache::BlockCache;
 use cairn_common::store::claim::Claim;
@@ -25,7 +27,7 @@ use crate::flush::{self, Flusher};
 use crate::front::{End, Front};
 use crate::lease::{self, Lease};
 use crate::metrics::Counters;
-use crate::open::{self, Taken, Takeover};
+use crate::open::{self, HeadStart, Holding, Taken, Takeover};
 use crate::service::Writer;
 
 /// What an engine is made of.
@@ -47,10 +49,18 @@ pub struct Parts {
 #[derive(Debug)]
 pub struct Engine {
     writer: Arc<Writer>,
-    tasks: JoinSet<Result<()>>,
+    tasks: JoinSet<(Task, Result<()>)>,
     drain: CancellationToken,
     stop: CancellationToken,
-    hold_until: Duration,
+    hold: Holding,
+}
+
+/// What the tasks of an engine do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Task {
+    Commit,
+    Flush,
+    Lease,
 }
 
 impl Parts {
@@ -98,11 +108,27 @@ impl Engine {
         log: &LogConfig,
         claim: &Claim,
     ) -> Result<Self> {
+        Self::open_from(HeadStart::none(), parts, database, log, claim).await
+    }
+
+    /// The same with what a standby has at hand.
+    ///
+    /// Not cancel-safe: dropped halfway, the claim stands.
+    ///
+    /// # Errors
+    /// As [`Engine::open`].
+    pub async fn open_from(
+        head: HeadStart,
+        parts: &Parts,
+        database: DatabaseId,
+        log: &LogConfig,
+        claim: &Claim,
+    ) -> Result<Self> {
         assert_eq!(claim.role, Role::Writer, "an engine claims the writer's role");
         let limits = log.front();
         let takeover = parts.takeover(database, &limits);
-        let taken = open::take_over(&takeover, claim).await?;
-        let Taken { identity, start, next, snapshot, verified_at, hold_until, wal } = taken;
+        let taken = open::take_over(&takeover, claim, head).await?;
+        let Taken { identity, start, next, snapshot, verified_at, hold, wal } = taken;
         let front = Arc::new(Front::new(limits, start, Arc::clone(&parts.env.clock)));
         let (env, pacing) = (parts.env.clone(), log.pacing());
         let lease = Lease::new(takeover.manifests, env.clone(), claim.lease, snapshot, verified_at);
@@ -112,20 +138,19 @@ impl Engine {
         let (drain, stop) = (CancellationToken::new(), CancellationToken::new());
         let mut tasks = JoinSet::new();
         let committer = Committer::new(Arc::clone(&writer), wal, pacing, identity, next);
-        tasks.spawn(committer.run(drain.clone()));
+        let committing = committer.run(drain.clone());
+        tasks.spawn(async move { (Task::Commit, committing.await) });
         let (flushing, flusher, ssts) = (Arc::clone(&writer), takeover.flusher, takeover.ssts);
         let flush_ssts = Arc::clone(&ssts);
         let flush_stop = stop.clone();
-        tasks.spawn(async move { flush::run(&flusher, &flushing, &flush_ssts, flush_stop).await });
-        let (leasing, lease_stop) = (Arc::clone(&writer), stop.clone());
         tasks.spawn(async move {
-            tokio::select! {
-                biased;
-                () = lease_stop.cancelled() => Ok(()),
-                ended = lease::keep(&leasing.lease, &leasing.front, &ssts) => ended,
-            }
+            (Task::Flush, flush::run(&flusher, &flushing, &flush_ssts, flush_stop).await)
         });
-        Ok(Self { writer, tasks, drain, stop, hold_until })
+        let leasing = Arc::clone(&writer);
+        tasks.spawn(async move {
+            (Task::Lease, lease::keep(&leasing.lease, &leasing.front, &ssts).await)
+        });
+        Ok(Self { writer, tasks, drain, stop, hold })
     }
 
     /// What serves requests, once the hold is over.
@@ -138,24 +163,26 @@ impl Engine {
         self.writer.lease.epoch()
     }
 
-    /// Waits until the old writer's read lease has run out, then lowers the lease in CURRENT to
-    /// ours.
+    /// Until when the writer answers nothing, and why; `None` if it may at once.
+    pub fn hold_reason(&self) -> Option<(Duration, String)> {
+        let left = self.hold.until.saturating_sub(self.writer.env.clock.boot());
+        let held = self.hold.after.as_ref().filter(|_| !left.is_zero())?;
+        Some((left, held.to_string()))
+    }
+
+    /// Waits until the old writer's read lease has run out.
     ///
     /// # Errors
     /// Whatever ended a task meanwhile.
     pub async fn hold(&mut self) -> Result<()> {
-        let left = self.hold_until.saturating_sub(self.writer.env.clock.boot());
+        let left = self.hold.until.saturating_sub(self.writer.env.clock.boot());
         tokio::select! {
             biased;
             ended = self.failed() => return Err(ended),
             () = tokio::time::sleep(left) => {}
         }
-        let writer = Arc::clone(&self.writer);
-        tokio::select! {
-            biased;
-            lowered = writer.lease.lower() => lowered,
-            ended = self.failed() => Err(ended),
-        }
+        self.writer.lease.end_hold();
+        Ok(())
     }
 
     /// Resolves when a task has ended, which none does by itself but in error. From then on nothing
@@ -172,7 +199,10 @@ impl Engine {
         error
     }
 
-    /// Stops taking writes, makes everything taken durable, and records that it is closed.
+    /// Stops taking writes, makes everything taken durable, and records that it is closed. Reads
+    /// are answered until the record is sent. A flush under way is given up: the log has its data.
+    ///
+    /// Costs the PUTs that are not proven yet, one of the open group, and one swap of CURRENT.
     ///
     /// # Errors
     /// `Fenced` and whatever else ended a task.
@@ -180,17 +210,44 @@ impl Engine {
         self.writer.front.stop_taking();
         self.drain.cancel();
         self.stop.cancel();
-        while let Some(ended) = self.tasks.join_next().await {
-            settled(ended)?;
-        }
+        self.settle().await?;
+        self.tasks.shutdown().await;
         self.writer.lease.close().await
+    }
+
+    /// Closes, then waits for `clients`: how long they take keeps no successor waiting.
+    ///
+    /// # Errors
+    /// As [`Engine::close`], then those of `clients`.
+    pub async fn leave(self, clients: impl Future<Output = Result<()>>) -> Result<()> {
+        if planted("close_waits_for_slow_clients") {
+            clients.await?;
+            return self.close().await;
+        }
+        self.close().await?;
+        clients.await
+    }
+
+    /// Waits until everything that was taken is proven; the lease is kept meanwhile.
+    async fn settle(&mut self) -> Result<()> {
+        while let Some(ended) = self.tasks.join_next().await {
+            match settled(ended) {
+                Ok(Task::Commit) => return Ok(()),
+                Ok(Task::Flush | Task::Lease) => {}
+                Err(error) => {
+                    self.writer.front.end(End::of(&error));
+                    return Err(error);
+                }
+            }
+        }
+        Err(Error::Closed)
     }
 }
 
 /// How a task ended; its panic goes on here.
-fn settled(ended: Result<Result<()>, JoinError>) -> Result<()> {
+fn settled(ended: Result<(Task, Result<()>), JoinError>) -> Result<Task> {
     match ended.map_err(JoinError::try_into_panic) {
-        Ok(outcome) => outcome,
+        Ok((task, outcome)) => outcome.map(|()| task),
         Err(Ok(panic)) => std::panic::resume_unwind(panic),
         Err(Err(_aborted)) => Err(Error::Closed),
     }

@@ -5,21 +5,25 @@
 //! - A read is answered only if `now - verified_at < lease`, judged after the request arrived.
 //! - Once `closed` has been sent, no read starts under this epoch again, whatever became of it.
 //! - Only the rate of the boot-time clock matters, and it counts suspension.
+//! - CURRENT only goes forward under a writer. If it is gone (two reads in a row), or goes back to
+//!   an older epoch or version, somebody has damaged or restored the bucket: the writer ends with
+//!   `Corrupt`, and acknowledges nothing from then on.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use cairn_common::env::Env;
 use cairn_common::error::{Error, Result};
 use cairn_common::faults::planted;
 use cairn_common::format::current::Current;
+use cairn_common::format::path::Object;
 use cairn_common::read::view::OpenTree;
 use cairn_common::store::manifest::{Manifests, Snapshot};
 use cairn_common::store::pause::Pause;
 use cairn_common::store::sst::SstStore;
 use cairn_common::types::Epoch;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Notify};
 
 use crate::front::Front;
 
@@ -27,6 +31,9 @@ use crate::front::Front;
 const PAUSE_FIRST: Duration = Duration::from_millis(100);
 /// The longest: what a store that was away for long may cost once it is back.
 const PAUSE_MAX: Duration = Duration::from_secs(2);
+/// CURRENT is read at least this often, however long the lease: it shows that another writer has
+/// taken the role, or that the database is gone.
+const RENEW_INTERVAL_MAX: Duration = Duration::from_secs(5);
 
 /// The pauses of a task that goes on while the store is unavailable; `what` failed, for the log.
 pub fn pause(what: &'static str) -> Pause {
@@ -43,6 +50,10 @@ pub struct Lease {
     length: Duration,
     verified_at_ns: AtomicU64,
     closed: AtomicBool,
+    /// CURRENT as it says that we are closed.
+    closed_as: OnceLock<Snapshot>,
+    /// Whether our own hold is over: until then the lease in CURRENT is not ours to lower.
+    hold_is_over: AtomicBool,
     /// The newest snapshot; its lock makes concurrent verifications one request.
     known: Mutex<Snapshot>,
 }
@@ -63,6 +74,8 @@ impl Lease {
             length: lease,
             verified_at_ns: AtomicU64::new(nanos(verified_at)),
             closed: AtomicBool::new(false),
+            closed_as: OnceLock::new(),
+            hold_is_over: AtomicBool::new(false),
             known: Mutex::new(snapshot),
         }
     }
@@ -133,6 +146,7 @@ impl Lease {
     async fn verify(&self, known: &mut Snapshot) -> Result<()> {
         let asked_at = self.env.clock.boot();
         if let Some(changed) = self.manifests.refresh(known).await? {
+            self.check_forward(&known.current, &changed.current)?;
             *known = changed;
         }
         let found = known.current.writer.epoch;
@@ -143,12 +157,41 @@ impl Lease {
         Ok(())
     }
 
+    /// Notes that the hold is over.
+    pub fn end_hold(&self) {
+        self.hold_is_over.store(true, Ordering::Release);
+    }
+
+    async fn is_to_be_lowered(&self) -> bool {
+        self.hold_is_over.load(Ordering::Acquire)
+            && !self.closed.load(Ordering::Acquire)
+            && self.known.lock().await.current.lease_ms > self.length_ms()
+    }
+
+    fn length_ms(&self) -> u64 {
+        u64::try_from(self.length.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn check_forward(&self, known: &Current, found: &Current) -> Result<()> {
+        let went_back = found.writer.epoch < self.epoch
+            || (found.writer.epoch == self.epoch && found.version < known.version);
+        if !went_back {
+            return Ok(());
+        }
+        let cause = format!(
+            "it went back from epoch {} and version {} to epoch {} and version {}: the bucket was \
+             restored under a running writer. Stop every writer of it before you restore it",
+            known.writer.epoch, known.version, found.writer.epoch, found.version
+        );
+        Err(Error::corrupt(Object::Current.path(), cause))
+    }
+
     /// Lowers the lease in CURRENT to ours, after the hold: it was the larger of two.
     ///
     /// # Errors
     /// `Fenced`, and whatever else keeps CURRENT from being swapped.
     pub async fn lower(&self) -> Result<()> {
-        let lease_ms = u64::try_from(self.length.as_millis()).unwrap_or(u64::MAX);
+        let lease_ms = self.length_ms();
         self.amend(|current| {
             (current.lease_ms > lease_ms).then(|| Current { lease_ms, ..current.clone() })
         })
@@ -168,7 +211,15 @@ impl Lease {
             closed.writer.closed = true;
             (!current.writer.closed).then_some(closed)
         })
-        .await
+        .await?;
+        let known = self.known.lock().await.clone();
+        self.closed_as.get_or_init(|| known);
+        Ok(())
+    }
+
+    /// CURRENT as it says that this writer is closed; `None` until that is certain.
+    pub fn closed_as(&self) -> Option<&Snapshot> {
+        self.closed_as.get()
     }
 
     async fn amend<C>(&self, mut change: C) -> Result<()>
@@ -191,20 +242,47 @@ impl Lease {
 
 /// Renews the lease at half its length, for ever, and shows each new tree at the front.
 ///
+/// Renewing does not wait for a tree to be opened. Lowers the lease in CURRENT once the hold is
+/// over, if it is longer than ours.
+///
 /// # Errors
-/// `Fenced`, and what damages the tree. An unavailable store is not an error here: reads wait for
-/// it, writes go on.
+/// `Fenced`, and what damages the database. An unavailable store is not an error here: reads wait
+/// for it, writes go on.
 pub async fn keep(lease: &Lease, front: &Front, ssts: &Arc<SstStore>) -> Result<()> {
-    loop {
-        tokio::time::sleep(lease.duration() / 2).await;
-        match follow_tree(lease, front, ssts).await {
-            Ok(()) => {}
-            // NotFound: a run object is gone, so the manifest has moved on; the next turn sees it.
-            Err(error @ (Error::NotFound(_) | Error::Unavailable(_) | Error::Indeterminate(_))) => {
-                tracing::warn!(%error, "cannot follow CURRENT; reads wait when the lease runs out");
+    let news = Notify::new();
+    let renewing = async {
+        loop {
+            tokio::time::sleep((lease.duration() / 2).min(RENEW_INTERVAL_MAX)).await;
+            pass(lease.renew().await.map(drop))?;
+            news.notify_one();
+            if lease.is_to_be_lowered().await {
+                pass(lease.lower().await)?;
             }
-            Err(error) => return Err(error),
         }
+    };
+    let showing = async {
+        loop {
+            news.notified().await;
+            pass(show(&lease.snapshot().await, front, ssts).await)?;
+        }
+    };
+    tokio::select! {
+        biased;
+        ended = renewing => ended,
+        ended = showing => ended,
+    }
+}
+
+/// Lets what may pass be tried again at the next turn.
+fn pass(settled: Result<()>) -> Result<()> {
+    match settled {
+        // NotFound: an object of the tree is gone, so the manifest has moved on; the next turn sees
+        // it.
+        Err(error @ (Error::NotFound(_) | Error::Unavailable(_) | Error::Indeterminate(_))) => {
+            tracing::warn!(%error, "cannot follow CURRENT; reads wait when the lease runs out");
+            Ok(())
+        }
+        settled => settled,
     }
 }
 

@@ -22,6 +22,7 @@ pub mod metrics;
 pub mod node;
 pub mod open;
 pub mod peers;
+pub mod prefetch;
 pub mod pressure;
 pub mod routes;
 pub mod serve;

@@ -1,6 +1,8 @@
 //! The writer as its HTTP surface sees it: the phase of its life, and what it says of itself.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use cairn_common::error::Result;
@@ -12,7 +14,9 @@ use cairn_common::http::surface::Node;
 use cairn_common::store::damage::Damaged;
 use cairn_common::store::manifest::Snapshot;
 use cairn_common::types::{Epoch, Seq};
-use tokio::sync::watch;
+use serde_json::json;
+use tokio::sync::{Notify, watch};
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::engine::Parts;
@@ -27,13 +31,22 @@ pub enum Phase {
     /// Another writer, at this address, is active.
     Standby(String),
     /// It owns the log, and waits until the old writer's read lease has run out.
-    Holding(Arc<Writer>),
+    Holding(Arc<Writer>, Holds),
     /// It serves.
     Serving(Arc<Writer>),
     /// It was told to stop.
     Leaving(Arc<Writer>),
     /// It has ended.
     Ended(End),
+}
+
+/// Until when a writer answers nothing, and why.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Holds {
+    /// Unix milliseconds.
+    pub until_ms: u64,
+    /// Whose lease is waited for.
+    pub reason: String,
 }
 
 /// The words for all phases.
@@ -45,7 +58,7 @@ impl Phase {
         match self {
             Self::Starting => "starting",
             Self::Standby(_) => "standby",
-            Self::Holding(_) => "holding",
+            Self::Holding(..) => "holding",
             Self::Serving(_) => "serving",
             Self::Leaving(_) => "leaving",
             Self::Ended(_) => "ended",
@@ -55,7 +68,9 @@ impl Phase {
     /// The writer, where the log is ours.
     pub fn writer(&self) -> Option<&Arc<Writer>> {
         match self {
-            Self::Holding(writer) | Self::Serving(writer) | Self::Leaving(writer) => Some(writer),
+            Self::Holding(writer, _) | Self::Serving(writer) | Self::Leaving(writer) => {
+                Some(writer)
+            }
             Self::Starting | Self::Standby(_) | Self::Ended(_) => None,
         }
     }
@@ -73,7 +88,20 @@ pub struct WriterNode {
     seen: watch::Receiver<Option<Snapshot>>,
     instance: Uuid,
     parts: Parts,
+    handover: Handover,
 }
+
+/// What a standby learns from the status of a writer that leaves.
+#[derive(Debug, Default)]
+struct Handover {
+    /// Somebody has asked since the writer began to leave.
+    is_awaited: AtomicBool,
+    /// Somebody was told how CURRENT says that it is closed.
+    told: Notify,
+}
+
+/// How long a writer that has closed waits for a standby to ask once more. Three of its questions.
+const TELL_GRACE: Duration = Duration::from_millis(60);
 
 impl WriterNode {
     /// A node that follows this phase, and what was last `seen` of CURRENT. `instance` is what the
@@ -84,7 +112,24 @@ impl WriterNode {
         instance: Uuid,
         parts: Parts,
     ) -> Self {
-        Self { phase, seen, instance, parts }
+        Self { phase, seen, instance, parts, handover: Handover::default() }
+    }
+
+    /// Returns when a standby knows that this writer has closed, if one asks; soon in any case.
+    pub async fn standby_was_told(&self) {
+        if self.handover.is_awaited.load(Ordering::Relaxed) {
+            let told = timeout(TELL_GRACE, self.handover.told.notified()).await;
+            tracing::debug!(in_time = told.is_ok(), "told the standby that this writer has closed");
+        }
+    }
+
+    /// What a standby needs to take over from a writer that leaves, without a request to the store.
+    fn hand_over(&self, writer: &Writer, status: &mut Status) {
+        self.handover.is_awaited.store(true, Ordering::Relaxed);
+        let Some(Snapshot { current, version, .. }) = writer.lease.closed_as() else { return };
+        let text = String::from_utf8_lossy(&current.encode()).into_owned();
+        status.more.insert("closed", json!({"current": text, "version": version}));
+        self.handover.told.notify_one();
     }
 
     /// The writer once it may answer: waits out a start and a hold, within the deadline.
@@ -96,7 +141,8 @@ impl WriterNode {
             return Ok(Arc::clone(writer));
         }
         let mut phase = self.phase.clone();
-        let settled = phase.wait_for(|phase| !matches!(phase, Phase::Starting | Phase::Holding(_)));
+        let settled =
+            phase.wait_for(|phase| !matches!(phase, Phase::Starting | Phase::Holding(..)));
         let settled = deadline.limit("the writer was taking over the log", settled).await;
         let settled = settled.map_err(|problem| problem.outcome(Outcome::NotApplied))?;
         match settled.as_deref() {
@@ -115,12 +161,18 @@ impl WriterNode {
 fn refusal(phase: &Phase) -> Problem {
     let problem = match phase {
         Phase::Standby(active) => {
-            Problem::new(Code::Standby, format!("the active writer is at {active}"))
+            let what = format!(
+                "the active writer is at {active}; --takeover now would take its place at once"
+            );
+            Problem::new(Code::Standby, what)
         }
         Phase::Ended(end) => ended(*end),
-        Phase::Starting | Phase::Holding(_) => {
-            Problem::new(Code::NotYet, "the writer is taking over the log")
+        Phase::Holding(_, Holds { until_ms, reason }) => {
+            let what =
+                format!("nothing is answered before Unix time {until_ms} ms, because {reason}");
+            Problem::new(Code::NotYet, what)
         }
+        Phase::Starting => Problem::new(Code::NotYet, "the writer is taking over the log"),
         Phase::Serving(_) | Phase::Leaving(_) => {
             Problem::new(Code::Standby, "this writer is stopping: ask the next one")
         }
@@ -135,6 +187,10 @@ pub fn ended(end: End) -> Problem {
         End::Fenced(found) => {
             let what = format!("another writer holds the log under epoch {found}: ask it");
             Problem::new(Code::Fenced, what)
+        }
+        End::Damaged => {
+            let what = "the database is damaged and this writer has stopped; its log says what";
+            Problem::new(Code::Corrupt, what)
         }
         End::Failed => Problem::new(Code::Internal, "the writer has failed; its log says why"),
     }
@@ -158,8 +214,10 @@ impl Node for WriterNode {
         let mut status = Status::new("writer", &self.parts.bucket.metrics().snapshot());
         status.more.insert("phase", phase.name().into());
         status.more.insert("instance", self.instance.to_string().into());
+        status.more.insert("root", self.parts.bucket.root_id().into());
         status.put_cache(&self.parts.cache.stats());
         if let Some(Snapshot { current, manifest, .. }) = &*self.seen.borrow() {
+            status.more.insert("database", json!(current.database));
             status.epoch = Some(current.writer.epoch);
             status.seq = Some(manifest.flushed_seq);
             status.tree = Some(TreeStatus::of(manifest));
@@ -172,6 +230,13 @@ impl Node for WriterNode {
             status.tree = Some(TreeStatus::of(&view.tree.manifest));
             status.memory.insert("memtables", writer.front.load().unflushed_bytes);
             status.memory.insert("metadata", view.tree.ssts.meta_bytes());
+        }
+        if let Phase::Holding(_, Holds { until_ms, reason }) = &phase {
+            status.more.insert("hold_until_ms", json!(until_ms));
+            status.more.insert("hold_reason", json!(reason));
+        }
+        if let Phase::Leaving(writer) = &phase {
+            self.hand_over(writer, &mut status);
         }
         status
     }

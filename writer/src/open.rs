@@ -11,10 +11,12 @@
 //! - The hold counts from the receipt of the answer that proved the claim, and uses the lease of
 //!   the body that the claim replaced.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use cairn_common::config::Span;
 use cairn_common::env::Env;
 use cairn_common::error::{Error, REMEDY, Result};
 use cairn_common::faults::planted;
@@ -28,13 +30,15 @@ use cairn_common::store::claim::{Claim, Claimed};
 use cairn_common::store::manifest::{Manifests, Snapshot};
 use cairn_common::store::sst::SstStore;
 use cairn_common::store::wal::{Appended, Wal};
-use cairn_common::types::{Seq, WalId};
+use cairn_common::types::{Epoch, Seq, WalId};
+use futures::future::{BoxFuture, FutureExt as _};
 use futures::stream::{self, StreamExt};
 
 use crate::commit::{Identity, Position};
 use crate::flush::Flusher;
 use crate::front::{Frozen, Start};
 use crate::lease;
+use crate::prefetch::Prefetched;
 
 /// WAL objects that are fetched ahead while walking: hides the store's latency; an overshoot at
 /// the chain's end costs as many GETs of nothing.
@@ -54,20 +58,77 @@ pub struct Taken {
     pub snapshot: Snapshot,
     /// Boot time at which that read began: the lease counts from here.
     pub verified_at: Duration,
-    /// Boot time before which nothing may be answered.
-    pub hold_until: Duration,
+    /// Until when nothing may be answered.
+    pub hold: Holding,
     /// The log.
     pub wal: Wal,
 }
 
+/// What is at hand when a takeover begins.
+pub struct HeadStart {
+    /// CURRENT, as last read: the claim is tried on it before it is read again.
+    pub snapshot: Option<Snapshot>,
+    /// The log as far as it was read ahead; it is read on beside the claim.
+    pub log: BoxFuture<'static, Prefetched>,
+    /// Whether there is a hold.
+    pub hold: Hold,
+}
+
+/// Whether a takeover waits until the old writer's read lease has run out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// As PROTOCOL T7 says.
+    AsLeased,
+    /// Never: the operator says that the old writer is dead.
+    Never,
+}
+
+impl HeadStart {
+    /// Nothing but CURRENT.
+    pub fn at(snapshot: Snapshot) -> Self {
+        let log = std::future::ready(Prefetched::new(snapshot.current.replay_from)).boxed();
+        Self { snapshot: Some(snapshot), log, hold: Hold::AsLeased }
+    }
+
+    /// Nothing at all.
+    pub fn none() -> Self {
+        let log = std::future::ready(Prefetched::full(WalId::FIRST)).boxed();
+        Self { snapshot: None, log, hold: Hold::AsLeased }
+    }
+}
+
+impl fmt::Debug for HeadStart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { snapshot, hold, .. } = self;
+        f.debug_struct("HeadStart").field("snapshot", snapshot).field("hold", hold).finish()
+    }
+}
+
 /// Takes over the log under a fresh epoch.
 ///
-/// Costs a GET for every WAL object since the last flush, and about ten requests more.
+/// Costs a GET for every WAL object since the last flush, and about ten requests more. After a
+/// planned hand-over to a standby four of them are in series: the claim, beside which the rest of
+/// the log is read; what is checked before the fence; the fence; CURRENT once more.
 ///
 /// # Errors
 /// `Fenced` where another claimed meanwhile; `Corrupt` for a damaged chain.
-pub async fn take_over(takeover: &Takeover, claim: &Claim) -> Result<Taken> {
-    let mut claimed = takeover.manifests.claim(claim).await?;
+pub async fn take_over(takeover: &Takeover, claim: &Claim, head: HeadStart) -> Result<Taken> {
+    let HeadStart { snapshot, log, hold } = head;
+    let ahead = async {
+        let mut log = log.await;
+        // SUBTLE: an end that was found before the claim may be none any more; the fence's create
+        // finds out, as it does of one found after it.
+        if !log.is_at_end()
+            && let Err(error) = log.read_on(&takeover.wal).await
+        {
+            tracing::debug!(%error, "the log was not read to its end beside the claim");
+        }
+        log
+    };
+    let claiming = takeover.manifests.claim_over(snapshot, claim);
+    let (claimed, mut ahead) = futures::join!(claiming, ahead);
+    let mut claimed = claimed?;
+    ahead.advance(claimed.snapshot.current.replay_from);
     tracing::info!(epoch = %claimed.epoch, "claimed the writer's epoch");
     let tree = takeover.open_tree(&mut claimed.snapshot).await?;
     let identity = Identity {
@@ -76,20 +137,53 @@ pub async fn take_over(takeover: &Takeover, claim: &Claim) -> Result<Taken> {
         writer: claim.uuid,
     };
     let wal = takeover.wal.clone();
-    let mut walk = Walk::new(takeover, identity, claimed.snapshot.clone(), tree);
+    let mut walk = Walk::new(takeover, identity, claimed.snapshot.clone(), (tree, ahead));
     let (snapshot, verified_at) = walk.fence_the_end().await?;
     let next = Position { id: walk.position, seq: walk.last_seq };
-    let hold_until = claimed.proven_at + hold(&claimed);
-    Ok(Taken { identity, next, snapshot, verified_at, hold_until, wal, start: walk.into_start() })
+    let hold = Holding::of(&claimed, hold);
+    Ok(Taken { identity, next, snapshot, verified_at, hold, wal, start: walk.into_start() })
 }
 
-/// How long after its proof a claim answers nothing: PROTOCOL T7.
-fn hold(claimed: &Claimed) -> Duration {
-    if claimed.replaced.writer.closed || planted("hold_is_skipped") {
-        return Duration::ZERO;
+/// Until when a claim answers nothing, and why: PROTOCOL T7.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holding {
+    /// Boot time before which nothing may be answered.
+    pub until: Duration,
+    /// The claim of the writer whose lease is waited for; `None` if none is.
+    pub after: Option<Held>,
+}
+
+/// Whose read lease is waited for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// The epoch of that writer.
+    pub epoch: Epoch,
+    /// Its lease.
+    pub lease: Duration,
+}
+
+impl Holding {
+    fn of(claimed: &Claimed, hold: Hold) -> Self {
+        let Claimed { replaced, proven_at, .. } = claimed;
+        if replaced.writer.closed || hold == Hold::Never || planted("hold_is_skipped") {
+            return Self { until: *proven_at, after: None };
+        }
+        let lease = Duration::from_millis(replaced.lease_ms);
+        let until = *proven_at + lease.mul_f64(1.1).max(lease + Duration::from_millis(100));
+        Self { until, after: Some(Held { epoch: replaced.writer.epoch, lease }) }
     }
-    let lease = Duration::from_millis(claimed.replaced.lease_ms);
-    lease.mul_f64(1.1).max(lease + Duration::from_millis(100))
+}
+
+impl fmt::Display for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { epoch, lease } = self;
+        write!(
+            f,
+            "the writer of epoch {epoch} did not close, so its reads may be answered elsewhere for \
+             1.1 of its lease of {}",
+            Span(*lease)
+        )
+    }
 }
 
 /// What a takeover works with.
@@ -148,6 +242,7 @@ struct Walk<'a> {
     last_seq: Seq,
     memtable: Arc<Memtable>,
     wal_objects: u64,
+    ahead: Prefetched,
 }
 
 impl<'a> Walk<'a> {
@@ -155,13 +250,24 @@ impl<'a> Walk<'a> {
         takeover: &'a Takeover,
         identity: Identity,
         snapshot: Snapshot,
-        tree: Arc<OpenTree>,
+        (tree, ahead): (Arc<OpenTree>, Prefetched),
     ) -> Self {
         let position = snapshot.current.replay_from;
         let last_seq = snapshot.manifest.flushed_seq;
         let memtable = Arc::new(Memtable::new());
         let (from, wal_objects) = (position, 0);
-        Self { takeover, identity, snapshot, tree, from, position, last_seq, memtable, wal_objects }
+        Self {
+            takeover,
+            identity,
+            snapshot,
+            tree,
+            from,
+            position,
+            last_seq,
+            memtable,
+            wal_objects,
+            ahead,
+        }
     }
 
     /// T2 to T6: walks to the end and fences it, as often as something else comes first. Returns
@@ -188,6 +294,12 @@ impl<'a> Walk<'a> {
 
     /// T2: applies the chain up to its first absent id.
     async fn walk(&mut self) -> Result<()> {
+        while let Some(object) = self.ahead.take(self.position) {
+            self.apply(object).await?;
+        }
+        if self.ahead.take_end(self.position) {
+            return Ok(());
+        }
         let mut ahead = AHEAD_MIN;
         let mut pause = lease::pause("cannot read the log");
         'stretch: loop {

@@ -116,7 +116,7 @@ async fn flush(
     Params::parse(request.uri().query(), &[])?;
     let writer = node.serving(arrival.deadline()).await?;
     let flushed = arrival.deadline().limit("memtables were flushed", writer.flush()).await?;
-    let seq = flushed.map_err(ended)?;
+    let seq = flushed.map_err(|unwritten| refused(&writer, unwritten))?;
     Ok(([(CAIRN_SEQ, seq.to_string())], Json(Written { seq })).into_response())
 }
 
@@ -142,7 +142,12 @@ async fn write_one(
 }
 
 async fn submit(writer: &Writer, write: Write) -> Answer<Seq> {
-    writer.write(write).await.map_err(|unwritten| match unwritten {
+    writer.write(write).await.map_err(|unwritten| refused(writer, unwritten))
+}
+
+/// What a client is told that gets no acknowledgement.
+fn refused(writer: &Writer, unwritten: Unwritten) -> Problem {
+    match unwritten {
         Unwritten::Overloaded(pressure) => Problem::new(Code::Overloaded, overload(pressure))
             .retry_after(OVERLOAD_RETRY)
             .outcome(Outcome::NotApplied),
@@ -163,7 +168,7 @@ async fn submit(writer: &Writer, write: Write) -> Answer<Seq> {
         Unwritten::Ended(end) => ended(end).outcome(Outcome::NotApplied),
         Unwritten::Failed(error) => Problem::from(error).outcome(Outcome::NotApplied),
         Unwritten::Unknown => unknown(writer),
-    })
+    }
 }
 
 /// The write may yet land: because the deadline passed, or because the writer has ended.

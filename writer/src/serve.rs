@@ -1,9 +1,11 @@
 //! The life of the process: settings to parts, listeners, standby, takeover, serving, leaving.
 //!
-//! **Life of a stop**: SIGTERM turns readyz off and closes the listener; requests in progress are
-//! answered; what was taken from memory is made durable; CURRENT records that this writer is
-//! closed, so the next one need not wait; exit 0. All of it takes `shutdown_grace` at most: where
-//! the store is away for longer, the log says what is not durable, and the exit code is 1.
+//! **Life of a stop**: SIGTERM turns readyz off; new writes are refused, what was taken is made
+//! durable at once; CURRENT records that this writer is closed, so that the next one need not wait;
+//! then the listener closes and requests in progress are answered; exit 0. Until the record is
+//! there reads and `/v1/status` are answered, since a standby asks. All of it takes
+//! `shutdown_grace` at most: clients that are slower are cut off; if the store is away for longer,
+//! the log says what is not durable, and the exit code is 1.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +23,7 @@ use cairn_common::store::cache::BlockCache;
 use cairn_common::store::claim::Claim;
 use cairn_common::store::manifest::Snapshot;
 use cairn_common::store::object::{Bucket, StoreSettings, is_on_network};
+use cairn_common::store::root::endpoint;
 use cairn_common::store::sst::MetaBudget;
 use cairn_common::types::Role;
 use tokio::net::TcpListener;
@@ -33,7 +36,8 @@ use uuid::Uuid;
 use crate::config::Config;
 use crate::engine::{Engine, Parts};
 use crate::front::End;
-use crate::node::{Phase, WriterNode};
+use crate::node::{Holds, Phase, WriterNode};
+use crate::open::{HeadStart, Hold};
 use crate::peers::HttpPeers;
 use crate::service::Writer;
 use crate::standby::{self, Standby, TakeoverWhen};
@@ -64,10 +68,10 @@ pub async fn run(config: Config, frame: Frame) -> Result<()> {
     let surface = surface(&parts, phases, config.shared.http);
     let write_routes = routes::routes(Arc::clone(&node)).merge(reads::routes(Arc::clone(&node)));
     let data_router = surface.data(Arc::clone(&node), write_routes);
-    let ops_router = surface.ops(node, Router::new());
+    let ops_router = surface.ops(Arc::clone(&node), Router::new());
     let mut servers = Servers::start(config.shared.http, (data, data_router), (ops, ops_router));
 
-    let life = Life { config, parts, url, instance, phase, seen };
+    let life = Life { config, parts, url, instance, node, phase, seen };
     let ended = tokio::select! {
         opened = life.open(|| announce.standby()) => match opened {
             Ok(engine) => {
@@ -100,10 +104,11 @@ pub(crate) fn surface(
     Surface::new(limits, metrics, Arc::clone(&parts.env.clock))
 }
 
-/// An address by which no other host can mean itself, while it writes to the same store.
-pub(crate) fn unique_url(url: &str, store: &str) -> Option<String> {
-    let is_everywhere = address::is_loopback(url) && is_on_network(store);
-    (!is_everywhere).then(|| url.to_owned())
+/// Whether no other host can mean itself by this address, while it writes to the same store: a
+/// store whose server is on the loopback interface is of one host, as a directory is.
+pub(crate) fn is_unique(url: &str, store: &str) -> bool {
+    let server_is_here = || endpoint(store).is_some_and(|server| address::is_loopback(&server));
+    !(address::is_loopback(url) && is_on_network(store) && !server_is_here())
 }
 
 struct Life {
@@ -113,6 +118,7 @@ struct Life {
     url: Option<String>,
     /// What it claims the role with.
     instance: Uuid,
+    node: Arc<WriterNode>,
     phase: watch::Sender<Phase>,
     /// What CURRENT said last, while the role is not ours.
     seen: watch::Sender<Option<Snapshot>>,
@@ -121,14 +127,20 @@ struct Life {
 impl Life {
     /// Waits for the role, takes it, and waits out the hold.
     async fn open(&self, announce_standby: impl Fn()) -> Result<Engine> {
+        let url = self.unique_url()?;
         let Parts { env, bucket, .. } = &self.parts;
         if let Err(error @ Error::Invalid(_)) = bucket.check().await {
             return Err(error);
         }
         let manifests = self.parts.manifests();
-        let mut snapshot = standby::create(&manifests, env).await?;
+        let snapshot = standby::create(&manifests, env).await?;
+        let database = snapshot.current.database;
         self.seen.send_replace(Some(snapshot.clone()));
-        let url = self.unique_url();
+        let mut head = HeadStart::at(snapshot.clone());
+        if self.config.takeover == TakeoverWhen::AssumeDead {
+            tracing::warn!("assuming that no other writer is alive: there is no hold");
+            head.hold = Hold::Never;
+        }
         if self.config.takeover == TakeoverWhen::IfDead {
             let peers = HttpPeers::new()?;
             let standby = Standby {
@@ -137,10 +149,11 @@ impl Life {
                 peers: &peers,
                 takeover_after: self.config.takeover_after.0,
                 url,
+                own_url: self.url.clone(),
             };
-            snapshot = standby.wait(snapshot, |found| self.wait(found, &announce_standby)).await?;
+            head = standby.wait(snapshot, |found| self.wait(found, &announce_standby)).await?;
             self.phase.send_replace(Phase::Starting);
-            self.seen.send_replace(Some(snapshot.clone()));
+            self.seen.send_replace(head.snapshot.clone());
         }
         let claim = Claim {
             role: Role::Writer,
@@ -148,27 +161,44 @@ impl Life {
             url: self.url.clone(),
             lease: self.config.lease.0,
         };
-        let database = snapshot.current.database;
-        let mut engine = Engine::open(&self.parts, database, &self.config.log, &claim).await?;
-        self.phase.send_replace(Phase::Holding(Arc::clone(engine.writer())));
+        let (parts, log) = (&self.parts, &self.config.log);
+        let mut engine = Engine::open_from(head, parts, database, log, &claim).await?;
+        self.phase.send_replace(Phase::Holding(Arc::clone(engine.writer()), self.holding(&engine)));
         engine.hold().await?;
         self.phase.send_replace(Phase::Serving(Arc::clone(engine.writer())));
         Ok(engine)
     }
 
-    /// Our address, where it is ours alone: a writer that is named by another one may live
-    /// elsewhere, and nobody here can tell.
-    fn unique_url(&self) -> Option<String> {
-        let url = self.url.as_deref()?;
-        let unique = unique_url(url, &self.config.shared.store);
-        if unique.is_none() {
-            tracing::warn!(
-                url,
-                "other hosts cannot reach this writer, so a standby there takes it for dead: \
-                 listen on an address of the network, or set --advertise"
+    /// Says in the log until when nothing is answered, and why.
+    fn holding(&self, engine: &Engine) -> Holds {
+        let (left, reason) = engine.hold_reason().unwrap_or_default();
+        let left_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+        let until_ms = self.parts.env.clock.wall_ms().saturating_add(left_ms);
+        if !left.is_zero() {
+            tracing::info!(
+                hold_ms = left_ms,
+                "the hold: nothing is answered yet, because {reason}"
             );
         }
-        unique
+        Holds { until_ms, reason }
+    }
+
+    /// Our address, which must be ours alone: a writer that is named by another one may live
+    /// elsewhere, and nobody here can tell.
+    ///
+    /// # Errors
+    /// `Invalid`: every host would take it for itself, on a store that several hosts can have.
+    fn unique_url(&self) -> Result<Option<String>> {
+        let Some(url) = &self.url else { return Ok(None) };
+        let store = &self.config.shared.store;
+        if is_unique(url, store) {
+            return Ok(Some(url.clone()));
+        }
+        Err(Error::Invalid(format!(
+            "advertise: {url} leads every host to itself, and other hosts can use {store}: a \
+             standby there would take this writer for dead. Listen on an address of the network, \
+             or set --advertise to a URL that others reach"
+        )))
     }
 
     /// Another writer is alive: says so, once on stdout.
@@ -209,22 +239,16 @@ impl Life {
         let writer = Arc::clone(engine.writer());
         self.phase.send_replace(Phase::Leaving(Arc::clone(&writer)));
         let grace = self.config.shared.http.shutdown_grace.0;
-        let left = async {
-            tokio::select! {
-                error = engine.failed() => return Err(error),
-                drained = timeout(grace / 4 * 3, servers.drain()) => {
-                    match drained {
-                        Ok(drained) => drained?,
-                        Err(_) => {
-                            tracing::warn!("requests in progress do not end; closing meanwhile");
-                        }
-                    }
-                }
-            }
-            engine.close().await
+        let clients = async {
+            self.node.standby_was_told().await;
+            servers.drain().await
         };
-        match timeout(grace, left).await {
+        match timeout(grace, engine.leave(clients)).await {
             Ok(ended) => ended,
+            Err(_) if writer.lease.closed_as().is_some() => {
+                tracing::warn!("requests in progress did not end in shutdown_grace: cutting them");
+                Ok(())
+            }
             Err(_) => Err(unfinished(&writer, grace)),
         }
     }

@@ -5,6 +5,12 @@
 //! section; submit, which judges the debt again; wait for the group. A failed condition tells the
 //! client something too: it is answered once the seq at which it was decided is durable, and under
 //! the read lease.
+//!
+//! **Invariants**
+//! - A durable acknowledgement needs no clock: the log itself proves it (PROTOCOL W3).
+//! - Whatever is answered from memory needs the read lease (PROTOCOL W6): reads, failed conditions,
+//!   acknowledgements of `durable=false`, a flush that found nothing to do. So what a fenced writer
+//!   promises ends with its lease.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -103,19 +109,47 @@ impl Writer {
     }
 
     async fn settle(&self, mut write: Write) -> Result<Seq, Unwritten> {
-        let deadline = write.deadline;
-        let ticket = match tokio::time::timeout_at(deadline, self.take(&mut write)).await {
+        let (deadline, durability) = (write.deadline, write.durability);
+        let taken = async {
+            if durability == Durability::Memory {
+                // Before it is taken, so that a writer without a lease has not applied it.
+                self.may_promise().await.map_err(Unwritten::Failed)?;
+            }
+            self.take(&mut write).await
+        };
+        let ticket = match tokio::time::timeout_at(deadline, taken).await {
             Ok(ticket) => ticket?,
             Err(_) => return Err(Unwritten::Late),
         };
         let seq = ticket.seq();
-        if write.durability == Durability::Memory {
-            return Ok(seq);
-        }
-        match tokio::time::timeout_at(deadline, ticket.outcome()).await {
+        let answered = async {
+            match durability {
+                Durability::Durable => ticket.outcome().await,
+                Durability::Memory => self.promised(ticket).await,
+            }
+        };
+        match tokio::time::timeout_at(deadline, answered).await {
             Ok(Outcome::Durable) => Ok(seq),
             Ok(Outcome::NotApplied) => Err(Unwritten::Ended(self.end())),
             Ok(Outcome::Unknown | Outcome::Pending) | Err(_) => Err(Unwritten::Unknown),
+        }
+    }
+
+    /// W6: whether something may be answered from memory; asks CURRENT if the lease has run out.
+    async fn may_promise(&self) -> Result<(), Error> {
+        if planted("memory_ack_without_lease") {
+            return Ok(());
+        }
+        self.lease.ensure().await
+    }
+
+    /// Waits until a batch that was taken may be acknowledged from memory, or its fate is known:
+    /// the lease may have run out while it waited for room.
+    async fn promised(&self, ticket: Ticket) -> Outcome {
+        tokio::select! {
+            biased;
+            Ok(()) = self.may_promise() => Outcome::Durable,
+            outcome = ticket.outcome() => outcome,
         }
     }
 
@@ -250,14 +284,16 @@ impl Writer {
     /// Moves everything that was taken so far into L0; returns the seq up to which it is there.
     ///
     /// # Errors
-    /// Why the front has ended.
-    pub async fn flush(&self) -> Result<Seq, End> {
+    /// `Ended`: why the front has ended. `Failed`: the read lease could not be renewed, so another
+    /// writer may hold more than this one knows of.
+    pub async fn flush(&self) -> Result<Seq, Unwritten> {
         let target = self.front.request_flush();
         let progress = self.wait_for(|progress| progress.flushed >= target).await;
-        if progress.flushed >= target {
-            return Ok(progress.flushed);
+        if progress.flushed < target {
+            return Err(Unwritten::Ended(progress.end.unwrap_or(End::Failed)));
         }
-        Err(progress.end.unwrap_or(End::Failed))
+        self.may_promise().await.map_err(Unwritten::Failed)?;
+        Ok(progress.flushed)
     }
 
     /// Waits until `reached`, or until the front has ended.

@@ -5,6 +5,7 @@
 //! - What the claim replaced is the body that was read before the swap that landed: a swap is
 //!   conditional, so no other can have come between.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use uuid::Uuid;
@@ -14,6 +15,7 @@ use super::object::Version;
 use super::pause::Pause;
 use crate::error::{Error, Result};
 use crate::format::current::{Claimant, Current};
+use crate::format::manifest::Manifest;
 use crate::format::path::Object;
 use crate::types::{Epoch, Role};
 
@@ -52,38 +54,53 @@ struct Proof {
 }
 
 impl Manifests {
-    /// Claims a role: PROTOCOL T1. Goes on until it is certain; the store may be away for long.
+    /// Claims a role, beginning with a read of CURRENT: see [`Manifests::claim_over`].
+    ///
+    /// # Errors
+    /// As that one.
+    pub async fn claim(&self, claim: &Claim) -> Result<Claimed> {
+        self.claim_over(None, claim).await
+    }
+
+    /// Claims a role: PROTOCOL T1. Begins with what is known, if anything is, and reads again after
+    /// a conflict. Goes on until it is certain; the store may be away for long.
     ///
     /// Not cancel-safe: dropped halfway, the claim may land and fence the holder.
     ///
     /// # Errors
     /// `NotFound`: there is no CURRENT. `Corrupt`: CURRENT, or the manifest it names. `Invalid`:
     /// the store refuses for good.
-    pub async fn claim(&self, claim: &Claim) -> Result<Claimed> {
+    pub async fn claim_over(&self, known: Option<Snapshot>, claim: &Claim) -> Result<Claimed> {
         let mut pause = Pause::of_commits();
         let mut replaced: Option<Current> = None;
+        let manifest = known.as_ref().map(|known| Arc::clone(&known.manifest));
+        let mut known = known.map(|known| (known.current, known.version));
         loop {
-            let (bytes, version) = match self.bucket.get_versioned(&Object::Current).await {
-                Ok(found) => found,
-                Err(error @ (Error::Unavailable(_) | Error::Indeterminate(_))) => {
-                    pause.wait(&self.env, &error).await;
-                    continue;
-                }
-                Err(error) => return Err(error),
+            let (current, version) = match known.take() {
+                Some(known) => known,
+                None => match self.bucket.get_versioned(&Object::Current).await {
+                    Ok((bytes, version)) => (parse_current(&bytes)?, version),
+                    Err(error @ (Error::Unavailable(_) | Error::Indeterminate(_))) => {
+                        pause.wait(&self.env, &error).await;
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                },
             };
             let proven_at = self.env.clock.boot();
-            let current = parse_current(&bytes)?;
             if let (Some(replaced), true) = (&replaced, claim.is_held_in(&current)) {
                 let replaced = replaced.clone();
-                return self.claimed(claim, Proof { current, version, proven_at }, replaced).await;
+                let proof = Proof { current, version, proven_at };
+                return self.claimed(claim, proof, replaced, manifest).await;
             }
-            let next = claim.apply(&current, self.env.random.uuid());
+            let root = self.bucket.root_id();
+            let next = claim.apply(&current, root, self.env.random.uuid());
             replaced = Some(current.clone());
             match self.bucket.swap(&Object::Current, next.encode(), &version).await {
                 Ok(version) => {
                     let proven_at = self.env.clock.boot();
                     let proof = Proof { current: next, version, proven_at };
-                    return self.claimed(claim, proof, current).await;
+                    return self.claimed(claim, proof, current, manifest).await;
                 }
                 Err(Error::Conflict(_)) => {}
                 Err(error @ (Error::Unavailable(_) | Error::Indeterminate(_))) => {
@@ -99,8 +116,13 @@ impl Manifests {
         claim: &Claim,
         Proof { current, version, proven_at }: Proof,
         replaced: Current,
+        manifest: Option<Arc<Manifest>>,
     ) -> Result<Claimed> {
         let epoch = claim.epoch_in(&current);
+        if let Some(manifest) = manifest.filter(|manifest| manifest.id == current.manifest) {
+            let snapshot = Snapshot { current, version, manifest };
+            return Ok(Claimed { epoch, snapshot, replaced, proven_at });
+        }
         let mut pause = Pause::of_commits();
         let snapshot = loop {
             match self.follow(current.clone(), version.clone()).await {
@@ -130,8 +152,8 @@ impl Claim {
         }
     }
 
-    fn apply(&self, current: &Current, nonce: Uuid) -> Current {
-        let claimant = Claimant { uuid: self.uuid, url: self.url.clone() };
+    fn apply(&self, current: &Current, root: String, nonce: Uuid) -> Current {
+        let claimant = Claimant { uuid: self.uuid, url: self.url.clone(), root: Some(root) };
         match self.role {
             Role::Writer => {
                 let lease_ms = u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX);

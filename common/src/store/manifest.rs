@@ -6,11 +6,15 @@
 //!   creation leaves; else it is damaged, and never taken for empty.
 
 use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
 
 use super::object::{Bucket, Version};
 use super::probe::{self, Verdict};
 use crate::env::Env;
 use crate::error::{Error, REMEDY, Result};
+use crate::faults::planted;
 use crate::format::current::Current;
 use crate::format::manifest::Manifest;
 use crate::format::path::{ManifestId, Object, ObjectKind};
@@ -18,6 +22,10 @@ use crate::format::path::{ManifestId, Object, ObjectKind};
 /// Times that CURRENT may name a manifest that is gone before the root counts as damaged. Each time
 /// another commit and a collection came between our two GETs.
 const MOVED_COUNT_MAX: u32 = 8;
+/// Between the two reads that must both miss CURRENT before it counts as gone: long enough for
+/// another connection and another server to answer, far below the default lease.
+const MISSING_PAUSE: Duration = Duration::from_millis(200);
+
 /// CURRENT and the manifest it names, read together.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
@@ -40,6 +48,26 @@ impl Manifests {
     /// The manifests in `bucket`.
     pub fn new(bucket: Bucket, env: Env) -> Self {
         Self { bucket, env }
+    }
+
+    /// The bucket that they are in.
+    pub fn bucket(&self) -> &Bucket {
+        &self.bucket
+    }
+
+    /// CURRENT as somebody else has just read or written it, with the manifest of `known`; `None`
+    /// if it does not belong to `known`'s database, or names another manifest.
+    pub fn with_current(
+        &self,
+        known: &Snapshot,
+        current: Current,
+        version: Version,
+    ) -> Option<Snapshot> {
+        let is_same = current.database == known.current.database
+            && current.manifest == known.current.manifest
+            && current.manifest_digest == known.current.manifest_digest;
+        let manifest = Arc::clone(&known.manifest);
+        is_same.then_some(Snapshot { current, version, manifest })
     }
 
     /// CURRENT and its manifest; `None` where the root holds no database yet.
@@ -74,10 +102,16 @@ impl Manifests {
     /// Costs one conditional GET, and a GET of the manifest where that is another one.
     ///
     /// # Errors
-    /// `Corrupt`, also where CURRENT is another database's. `NotFound`: CURRENT is gone.
+    /// `Corrupt`, also where CURRENT is another database's, or two reads in a row did not find it.
     /// `Unavailable`, `Indeterminate`.
     pub async fn refresh(&self, known: &Snapshot) -> Result<Option<Snapshot>> {
-        let changed = self.bucket.get_if_changed(&Object::Current, &known.version).await?;
+        let changed = match self.bucket.get_if_changed(&Object::Current, &known.version).await {
+            Err(Error::NotFound(_)) if planted("writer_ignores_missing_current") => {
+                return Ok(None);
+            }
+            Err(Error::NotFound(_)) => Some(self.look_again_for_current().await?),
+            answer => answer?,
+        };
         let Some((bytes, version)) = changed else { return Ok(None) };
         let current = parse_current(&bytes)?;
         if current.database != known.current.database {
@@ -136,7 +170,10 @@ impl Manifests {
                 Err(Error::NotFound(_)) => {}
                 Err(error) => return Err(error),
             }
-            let (bytes, found) = self.bucket.get_versioned(&Object::Current).await?;
+            let (bytes, found) = match self.bucket.get_versioned(&Object::Current).await {
+                Err(Error::NotFound(_)) => self.look_again_for_current().await?,
+                answer => answer?,
+            };
             let next = parse_current(&bytes)?;
             if next.manifest == current.manifest {
                 break;
@@ -146,6 +183,23 @@ impl Manifests {
         let name = Object::Manifest(current.manifest).path();
         let cause = format!("CURRENT names it and it is not there: {REMEDY}");
         Err(Error::corrupt(name, cause))
+    }
+
+    /// CURRENT did not answer to one read: one answer is not belief, so it is read again, without a
+    /// condition, a moment later.
+    ///
+    /// # Errors
+    /// `Corrupt`: the second read did not find it either.
+    async fn look_again_for_current(&self) -> Result<(Bytes, Version)> {
+        tokio::time::sleep(MISSING_PAUSE).await;
+        match self.bucket.get_versioned(&Object::Current).await {
+            Err(Error::NotFound(_)) => {
+                let url = self.bucket.url();
+                let cause = format!("it is gone from {url}: two reads did not find it. {REMEDY}");
+                Err(Error::corrupt(Object::Current.path(), cause))
+            }
+            answer => answer,
+        }
     }
 
     async fn manifest(&self, current: &Current) -> Result<Manifest> {

@@ -17,6 +17,7 @@ pub mod metrics;
 pub mod object;
 pub mod pause;
 pub mod probe;
+pub mod root;
 pub mod sst;
 pub mod upload;
 mod url;

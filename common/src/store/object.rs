@@ -20,6 +20,7 @@ use object_store::path::Path;
 use object_store::{
     GetOptions, GetRange, GetResult, ObjectStore, PutMode, PutOptions, PutPayload, UpdateVersion,
 };
+use serde::{Deserialize, Serialize};
 
 use super::answer::{Again, Failed};
 use super::attempt::Call;
@@ -83,7 +84,7 @@ impl Default for StoreSettings {
 }
 
 /// Which version of an object a read saw: what a swap or a conditional read is conditioned on.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Version {
     e_tag: Option<String>,
     /// Google Cloud Storage conditions on its generation, not on the ETag.

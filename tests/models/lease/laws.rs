@@ -45,6 +45,12 @@ fn answers_in_the_hold_meet_those_of_the_predecessor() {
 }
 
 #[test]
+fn promises_without_a_lease_outlive_it() {
+    let config = config(Variant::PromisesWithoutLease, &[2, 2], &[0, 1]);
+    refuted("PromisesWithoutLease", config, NO_LATE_PROMISE);
+}
+
+#[test]
 fn the_lease_holds_with_two_writers() {
     holds(config(Variant::Correct, &[2, 2], &[1, 1]), 100_000);
     holds(config(Variant::Correct, &[2, 1], &[1, 1]), 100_000);

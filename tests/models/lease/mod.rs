@@ -10,8 +10,10 @@
 //! log is its length: a PUT lands while no newer fence stands ([`crate::log`] says why that is
 //! enough), replay and fence are one step. A read arrives and is answered in one step (one that
 //! waited is owed less); an answer older than a write that anyone has seen acknowledged or read
-//! before it is stale. A failed condition is answered like a read. Suspension is a tick that one
-//! writer's clock does not count: only the variant has it, since a boot-time clock counts all.
+//! before it is stale. A failed condition is answered like a read. A promise is an acknowledgement
+//! from memory (W6): it writes nothing, so all that matters is when it is given. Suspension is a
+//! tick that one writer's clock does not count: only the variant has it, since a boot-time clock
+//! counts all. How long a client takes to send or to read is left out: it delays no step (W7).
 //!
 //! **Bounds.** A [`Config`] names each writer's own lease setting in ticks and its writes (at most
 //! one in flight, as is a GET of CURRENT; none is sent during the hold).
@@ -26,6 +28,7 @@ use stateright::{Model, Property};
 
 const NO_STALE: &str = "no read is stale";
 const ONE_ANSWERS: &str = "nothing is answered while an older writer may answer";
+const NO_LATE_PROMISE: &str = "no promise from memory follows an answer of a newer writer";
 
 /// Index of a writer.
 type Epoch = u8;
@@ -51,6 +54,7 @@ enum Variant {
     TakersOwnLease,
     PredecessorsLeaseAlone,
     ClockStopsInSuspension,
+    PromisesWithoutLease,
 }
 
 /// A bounded configuration: one entry of `leases` and `writes` a writer.
@@ -132,6 +136,8 @@ struct State {
     fence: Epoch,
     /// History: the newest write that a client has seen, and what went wrong.
     seen: u8,
+    /// History: the newest writer that has answered or acknowledged anything.
+    answered: Epoch,
     broken: BTreeSet<&'static str>,
     writers: Vec<Writer>,
 }
@@ -161,6 +167,8 @@ enum Action {
     Poll(Epoch),
     /// A read arrives and is answered.
     Answer(Epoch),
+    /// W6: a write is acknowledged from memory.
+    Promise(Epoch),
     SendClose(Epoch),
     CloseLands(Epoch),
     CloseReply(Epoch),
@@ -238,6 +246,12 @@ impl Config {
         phase && open && valid
     }
 
+    /// Would a write be acknowledged from memory now?
+    fn may_promise(&self, w: Epoch, writer: &Writer) -> bool {
+        let blind = self.is(Variant::PromisesWithoutLease) && writer.phase == Phase::Serving;
+        blind || self.may_answer(w, writer)
+    }
+
     fn takeover_actions(&self, state: &State, w: Epoch, actions: &mut Vec<Action>) {
         let writer = &state.writers[usize::from(w)];
         match writer.phase {
@@ -283,6 +297,10 @@ impl Config {
         }
         if self.may_answer(w, writer) {
             actions.push(Action::Answer(w));
+        }
+        // Where it breaks nothing it changes nothing.
+        if self.may_promise(w, writer) && state.answered > w {
+            actions.push(Action::Promise(w));
         }
         if serving && self.is(Variant::JudgedBeforeArrival) {
             actions.push(Action::Poll(w));
@@ -383,6 +401,7 @@ impl Config {
                     (writer.view, writer.put) = (version, Put::None);
                 }
                 writer.writes -= 1;
+                state.answered = state.answered.max(w);
                 state.seen = state.seen.max(writer.view);
                 if older {
                     state.broken.insert(ONE_ANSWERS);
@@ -394,10 +413,12 @@ impl Config {
                     state.broken.insert(NO_STALE);
                 }
                 state.seen = state.seen.max(writer.view);
+                state.answered = state.answered.max(w);
                 if older {
                     state.broken.insert(ONE_ANSWERS);
                 }
             }
+            Action::Promise(_) => drop(state.broken.insert(NO_LATE_PROMISE)),
             Action::SendClose(_) => writer.closing = Closing::Sent,
             Action::CloseLands(_) => {
                 writer.closing = Closing::Landed;
@@ -425,6 +446,7 @@ impl Model for Config {
             chain: 0,
             fence: 0,
             seen: 0,
+            answered: 0,
             broken: BTreeSet::new(),
             writers,
         }]
@@ -467,6 +489,7 @@ impl Model for Config {
             | Action::Ack(w)
             | Action::Poll(w)
             | Action::Answer(w)
+            | Action::Promise(w)
             | Action::SendClose(w)
             | Action::CloseLands(w)
             | Action::CloseReply(w) => self.serve(&mut state, action, w),
@@ -479,6 +502,9 @@ impl Model for Config {
             Property::always(NO_STALE, |_: &Self, state: &State| !state.broken.contains(NO_STALE)),
             Property::always(ONE_ANSWERS, |_: &Self, state: &State| {
                 !state.broken.contains(ONE_ANSWERS)
+            }),
+            Property::always(NO_LATE_PROMISE, |_: &Self, state: &State| {
+                !state.broken.contains(NO_LATE_PROMISE)
             }),
             Property::sometimes("the last writer answers", |config: &Self, state: &State| {
                 let last = config.leases.len() - 1;

@@ -58,6 +58,8 @@ pub enum End {
     Closed,
     /// Another writer holds this epoch now.
     Fenced(Epoch),
+    /// The database is damaged: an object that must be there is gone, or is not what was written.
+    Damaged,
     /// Something that must not happen did; the log says what.
     Failed,
 }
@@ -68,6 +70,7 @@ impl End {
         match error {
             Error::Fenced { found, .. } => Self::Fenced(*found),
             Error::Closed => Self::Closed,
+            Error::Corrupt(_) => Self::Damaged,
             _ => Self::Failed,
         }
     }

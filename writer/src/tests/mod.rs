@@ -22,9 +22,11 @@ use tokio::time::Instant;
 use crate::condition::Condition;
 use crate::config::{Config, LogConfig, PROGRAM};
 use crate::engine::{Engine, Parts};
+use crate::open::HeadStart;
 use crate::service::{Durability, Unwritten, Write, Writer};
 
 mod bounds;
+mod role;
 mod routes;
 mod site;
 mod standby;
@@ -81,12 +83,26 @@ impl Rig {
     }
 
     async fn open(&self, overrides: &[(&str, &str)]) -> Engine {
+        self.open_with(HeadStart::none(), None, overrides).await
+    }
+
+    /// The same for a writer that others find at this URL.
+    async fn open_at(&self, url: &str, overrides: &[(&str, &str)]) -> Engine {
+        self.open_with(HeadStart::none(), Some(url), overrides).await
+    }
+
+    async fn open_with(
+        &self,
+        head: HeadStart,
+        url: Option<&str>,
+        overrides: &[(&str, &str)],
+    ) -> Engine {
         let snapshot = self.parts.manifests().create().await.unwrap();
-        let uuid = self.parts.env.random.uuid();
-        let claim = Claim { role: Role::Writer, uuid, url: None, lease: LEASE };
-        let log = Self::log(overrides);
-        let mut engine =
-            Engine::open(&self.parts, snapshot.current.database, &log, &claim).await.unwrap();
+        let (uuid, url) = (self.parts.env.random.uuid(), url.map(str::to_owned));
+        let claim = Claim { role: Role::Writer, uuid, url, lease: LEASE };
+        let (database, log) = (snapshot.current.database, Self::log(overrides));
+        let engine = Engine::open_from(head, &self.parts, database, &log, &claim).await;
+        let mut engine = engine.unwrap();
         engine.hold().await.unwrap();
         engine
     }

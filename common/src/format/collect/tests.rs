@@ -194,7 +194,7 @@ fn current_and_probes_are_nobodys_garbage() {
 fn a_claim_alone_lets_the_orphans_of_its_predecessor_go() {
     let orphan = sst(writer_output(3, 0x91));
     let claimed = evidence_with(|current| {
-        let successor = Claimant { uuid: uuid(0x77), url: None };
+        let successor = Claimant { uuid: uuid(0x77), url: None, root: None };
         *current = current.claimed_by_writer(successor, 0, uuid(0x78));
     });
     verdicts(&evidence(), 0, &[(orphan, "keep: epoch 3 is the epoch of now")]);

@@ -19,6 +19,9 @@
 //!     "epoch": 2,
 //!     "uuid": "0198f2c4-0000-7000-8000-000000000003",
 //!     "url": "http://10.0.0.1:7001",
+//!     "root": "s3://bucket/db",
+//!     "deposed": null,
+//!     "strife": 0,
 //!     "closed": false
 //!   },
 //!   "compactor": {
@@ -28,7 +31,7 @@
 //!   },
 //!   "probed": true,
 //!   "nonce": "0198f2c4-0000-7000-8000-000000000005",
-//!   "crc": "9fc19dcd"
+//!   "crc": "e4070470"
 //! }
 //! ```
 //! The tail from the comma before `crc` on always has the same length, so damage to it is as
@@ -93,8 +96,22 @@ pub struct WriterClaim {
     pub uuid: Uuid,
     /// Where it answers.
     pub url: Option<String>,
+    /// The root at which it claimed. In a copy of the root's objects this names the original, whose
+    /// writer does not write here.
+    pub root: Option<String>,
+    /// The URL of the writer that it replaced, if that one had not closed.
+    pub deposed: Option<String>,
+    /// How often in a row two writers have deposed each other, up to this claim.
+    pub strife: u32,
     /// Whether it has ended, and starts no more reads.
     pub closed: bool,
+}
+
+impl WriterClaim {
+    /// Whether it was made at this root; one that names none may have been.
+    pub fn is_of_root(&self, root: &str) -> bool {
+        self.root.as_deref().is_none_or(|of| of == root)
+    }
 }
 
 /// The newest claim of the compactor's role.
@@ -115,6 +132,8 @@ pub struct Claimant {
     pub uuid: Uuid,
     /// Where it answers.
     pub url: Option<String>,
+    /// The root at which it claims.
+    pub root: Option<String>,
 }
 
 /// The formats alone: what any version can read of any other.
@@ -141,7 +160,15 @@ impl Current {
             replay_from: WalId::FIRST,
             history_from: manifest.version,
             lease_ms: 0,
-            writer: WriterClaim { epoch: Epoch(0), uuid: nobody, url: None, closed: true },
+            writer: WriterClaim {
+                epoch: Epoch(0),
+                uuid: nobody,
+                url: None,
+                root: None,
+                deposed: None,
+                strife: 0,
+                closed: true,
+            },
             compactor: CompactorClaim { epoch: Epoch(0), uuid: nobody, url: None },
             probed: false,
             nonce,
@@ -154,15 +181,20 @@ impl Current {
     /// reads under the stored one, and its successor will wait for what this body says.
     #[must_use]
     pub fn claimed_by_writer(&self, claimant: Claimant, lease_ms: u64, nonce: Uuid) -> Self {
-        let Claimant { uuid, url } = claimant;
-        let writer = WriterClaim { epoch: self.writer.epoch.next(), uuid, url, closed: false };
+        let Claimant { uuid, url, root } = claimant;
+        let old = &self.writer;
+        let deposed = if old.closed { None } else { old.url.clone() };
+        let strikes_back = !old.closed && url.is_some() && old.deposed == url;
+        let strife = if strikes_back { old.strife.saturating_add(1) } else { 0 };
+        let epoch = old.epoch.next();
+        let writer = WriterClaim { epoch, uuid, url, root, deposed, strife, closed: false };
         Self { writer, lease_ms: self.lease_ms.max(lease_ms), nonce, ..self.clone() }
     }
 
     /// The body by which `claimant` becomes the compactor under the next epoch.
     #[must_use]
     pub fn claimed_by_compactor(&self, claimant: Claimant, nonce: Uuid) -> Self {
-        let Claimant { uuid, url } = claimant;
+        let Claimant { uuid, url, .. } = claimant;
         let compactor = CompactorClaim { epoch: self.compactor.epoch.next(), uuid, url };
         Self { compactor, nonce, ..self.clone() }
     }

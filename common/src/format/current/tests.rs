@@ -19,6 +19,9 @@ const GOLDEN: &str = r#"{
     "epoch": 2,
     "uuid": "0198f2c4-0000-7000-8000-000000000003",
     "url": "http://10.0.0.1:7001",
+    "root": "s3://bucket/db",
+    "deposed": null,
+    "strife": 0,
     "closed": false
   },
   "compactor": {
@@ -28,7 +31,7 @@ const GOLDEN: &str = r#"{
   },
   "probed": true,
   "nonce": "0198f2c4-0000-7000-8000-000000000005",
-  "crc": "9fc19dcd"
+  "crc": "e4070470"
 }
 "#;
 
@@ -102,7 +105,7 @@ fn the_first_body_names_no_owner_and_is_closed() {
 fn a_claim_counts_up_reopens_and_never_shortens_the_lease() {
     let mut old = golden();
     old.writer.closed = true;
-    let me = Claimant { uuid: uuid(70), url: None };
+    let me = Claimant { uuid: uuid(70), url: None, root: None };
     let short = old.claimed_by_writer(me.clone(), 500, uuid(71));
     assert_eq!((short.writer.epoch, short.writer.uuid), (Epoch(3), uuid(70)));
     assert_eq!((short.writer.closed, short.lease_ms, short.nonce), (false, 2000, uuid(71)));
@@ -111,6 +114,28 @@ fn a_claim_counts_up_reopens_and_never_shortens_the_lease() {
     let compactor = old.claimed_by_compactor(me, uuid(71));
     assert_eq!(compactor.compactor.epoch, Epoch(2));
     assert_eq!((&compactor.writer, compactor.manifest), (&old.writer, old.manifest));
+}
+
+#[test]
+fn strife_counts_mutual_deposing() {
+    let claimant = |last, port: u16| Claimant {
+        uuid: uuid(last),
+        url: Some(format!("http://10.0.0.1:{port}")),
+        root: None,
+    };
+    let mut current = golden();
+    let mut strife = Vec::new();
+    for (turn, port) in (70..).zip([7001, 7002, 7001, 7002]) {
+        current = current.claimed_by_writer(claimant(turn, port), 0, uuid(9));
+        strife.push(current.writer.strife);
+    }
+    // The first meets a writer of its own URL, the second one that it has not been deposed by.
+    assert_eq!(strife, [0, 0, 1, 2]);
+    let third = current.claimed_by_writer(claimant(90, 7003), 0, uuid(9));
+    assert_eq!((third.writer.strife, third.writer.deposed), (0, current.writer.url.clone()));
+    current.writer.closed = true;
+    let next = current.claimed_by_writer(claimant(91, 7001), 0, uuid(9));
+    assert_eq!((next.writer.strife, next.writer.deposed), (0, None), "a hand-over is no strife");
 }
 
 proptest! {
