@@ -18,6 +18,8 @@ pub const BUGS: &[&str] = &[
     "hold_is_skipped",
     "lease_never_runs_out",
     "memory_ack_without_lease",
+    "picker_ignores_l0_stop",
+    "picker_ignores_tombstones",
     "reader_dates_a_look_by_its_end",
     "reader_keeps_the_tree_of_an_older_log",
     "takeover_skips_what_it_met",

@@ -9,6 +9,7 @@ use cairn_common::format::path::{Object, OutputId};
 use cairn_common::format::run::Run;
 use cairn_common::lsm::tree::{Stat, Tree};
 use cairn_common::store::object::Bucket;
+use cairn_common::types::DatabaseId;
 
 /// Run objects that were read. They never change, so nothing here grows stale.
 #[derive(Debug)]
@@ -30,14 +31,44 @@ impl Catalog {
     pub async fn load(&mut self, infos: &[RunInfo]) -> Result<Vec<Arc<Run>>> {
         let mut loaded = Vec::with_capacity(infos.len());
         for info in infos {
-            let run = match self.runs.get(&info.id) {
-                Some(run) => Arc::clone(run),
-                None => Arc::new(self.read(info).await?),
-            };
-            self.runs.insert(info.id, Arc::clone(&run));
-            loaded.push(run);
+            loaded.push(self.load_one(info).await?);
         }
         Ok(loaded)
+    }
+
+    /// The object of this run. One GET if it was not read before.
+    ///
+    /// # Errors
+    /// As [`Catalog::load`].
+    pub async fn load_one(&mut self, info: &RunInfo) -> Result<Arc<Run>> {
+        if let Some(run) = self.runs.get(&info.id) {
+            return Ok(Arc::clone(run));
+        }
+        let run = Arc::new(self.read(info).await?);
+        self.runs.insert(info.id, Arc::clone(&run));
+        Ok(run)
+    }
+
+    /// Whether the object of this run was read.
+    pub fn holds(&self, id: OutputId) -> bool {
+        self.runs.contains_key(&id)
+    }
+
+    /// The object of a run that has left the tree, of which only the name is left. One GET if it
+    /// was not read before.
+    ///
+    /// # Errors
+    /// As [`Catalog::load`].
+    pub async fn load_retired(&mut self, id: OutputId, database: DatabaseId) -> Result<Arc<Run>> {
+        if let Some(run) = self.runs.get(&id) {
+            return Ok(Arc::clone(run));
+        }
+        let object = Object::Run(id);
+        let bytes = self.bucket.get(&object).await?;
+        let run = Run::parse_retired(&bytes, id, database);
+        let run = Arc::new(run.map_err(|cause| Error::corrupt(object.path(), cause))?);
+        self.runs.insert(id, Arc::clone(&run));
+        Ok(run)
     }
 
     /// Forgets every run but these.
@@ -58,13 +89,15 @@ impl Catalog {
     }
 }
 
-/// The tree of a manifest and its run objects, as the picker sees it.
+/// The tree of a manifest and its run objects, as the picker sees it. A run whose object is not
+/// among them counts as damaged.
 pub fn tree_of(manifest: &Manifest, runs: &[Arc<Run>]) -> Tree {
     let now_ms = manifest.time_ms;
-    let infos = manifest.runs.iter().zip(runs);
+    let runs: BTreeMap<_, _> = runs.iter().map(|run| (run.id, &**run)).collect();
+    let stat = |info: &RunInfo| stat_of_run(info, runs.get(&info.id).copied(), now_ms);
     Tree {
         l0: manifest.l0.iter().map(|sst| stat_of_sst(sst, now_ms)).collect(),
-        runs: infos.map(|(info, run)| stat_of_run(info, run, now_ms)).collect(),
+        runs: manifest.runs.iter().map(stat).collect(),
         now_ms,
     }
 }
@@ -80,10 +113,13 @@ fn stat_of_sst(sst: &SstInfo, now_ms: u64) -> Stat {
         first_key: sst.first_key.clone(),
         last_key: sst.last_key.clone(),
         expired_bytes: expired_bytes(sst, now_ms),
+        age_ms: 0,
+        damaged: false,
     }
 }
 
-fn stat_of_run(info: &RunInfo, run: &Run, now_ms: u64) -> Stat {
+fn stat_of_run(info: &RunInfo, run: Option<&Run>, now_ms: u64) -> Stat {
+    let ssts = run.map(|run| run.ssts.as_slice()).unwrap_or_default();
     Stat {
         id: info.id.uuid,
         bytes: info.bytes,
@@ -93,7 +129,9 @@ fn stat_of_run(info: &RunInfo, run: &Run, now_ms: u64) -> Stat {
         operands: info.operands,
         first_key: info.first_key.clone(),
         last_key: info.last_key.clone(),
-        expired_bytes: run.ssts.iter().map(|sst| expired_bytes(sst, now_ms)).sum(),
+        expired_bytes: ssts.iter().map(|sst| expired_bytes(sst, now_ms)).sum(),
+        age_ms: 0,
+        damaged: run.is_none(),
     }
 }
 

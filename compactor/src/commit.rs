@@ -70,7 +70,6 @@ pub async fn commit(
         l0: inputs.l0.iter().map(|sst| sst.id).collect(),
         runs: inputs.runs.iter().map(|run| Run::clone(run)).collect(),
         outputs,
-        time_ms: tools.env.clock.wall_ms(),
     });
     // What is known may be as old as the job: to look first saves a body that could not land.
     let known = manifests.refresh(&known).await.ok().flatten().unwrap_or(known);

@@ -10,6 +10,7 @@ use cairn_common::config::Settings as _;
 use cairn_common::env::{Cpu, Env, SeededRandom};
 use cairn_common::error::Result;
 use cairn_common::format::block::{Block, BlockCursor};
+use cairn_common::format::current::Current;
 use cairn_common::format::edit::{Edit, Flush};
 use cairn_common::format::manifest::{SstInfo, WalRange};
 use cairn_common::format::path::{Object, OutputId};
@@ -71,6 +72,15 @@ impl Kit {
         let uuid = self.env.random.uuid();
         let claim = Claim { role, uuid, url: None, lease: Duration::ZERO };
         self.manifests.claim(&claim).await.unwrap()
+    }
+
+    /// Says in CURRENT where the writer stops.
+    pub(crate) async fn publish_l0_stop(&self, l0_stop: u64) {
+        let publish = |current: &Current| {
+            let next = Current { l0_stop, ..current.clone() };
+            Ok((next != *current).then_some(next))
+        };
+        self.manifests.amend(self.snapshot().await, publish).await.unwrap();
     }
 
     /// What is there now.

@@ -1,8 +1,9 @@
 //! The compactor: keeps the tree in shape, and deletes what nobody needs any more.
 //!
 //! ```text
-//! life (wait, claim) -> schedule -> pick -> plan -> job -> commit      under the compactor's epoch
+//! life (wait, claim) -> schedule -> pick -> task (plan, job, commit)    under the compactor's epoch
 //!                    -> gc                                            under none, by any number
+//! blacklist, check: damaged inputs, and looking at them again
 //! routes, node: the HTTP surface; board: what it knows of jobs
 //! ```
 //!
@@ -12,8 +13,10 @@
 //!   manifest's time, never a clock of this process.
 //! - A compactor that met a newer epoch stops and exits 3.
 
+pub mod blacklist;
 pub mod board;
 pub mod catalog;
+pub mod check;
 pub mod commit;
 pub mod config;
 pub mod gc;
@@ -27,6 +30,7 @@ pub mod pick;
 pub mod plan;
 pub mod routes;
 pub mod schedule;
+pub mod task;
 #[cfg(test)]
 mod tests;
 

@@ -101,7 +101,10 @@ impl Life {
         self.phase.send_replace(Phase::Working(epoch));
         ready(epoch);
         let worked = match begun {
-            None => self.collect(&shutdown).await,
+            None => {
+                self.collect(&shutdown).await;
+                Ok(())
+            }
             Some(claimed) => self.work(manifests, claimed, &shutdown).await,
         };
         self.phase.send_replace(Phase::Stopping);
@@ -159,7 +162,7 @@ impl Life {
         }
     }
 
-    async fn collect(&self, shutdown: &CancellationToken) -> Result<()> {
+    async fn collect(&self, shutdown: &CancellationToken) {
         let interval = self.config.gc.gc_interval.0;
         let mut collector = self.collector();
         let Graces { jobs, collection, .. } = Graces::of(&self.config);
@@ -168,11 +171,8 @@ impl Life {
             tokio::time::sleep(jobs + collection).await;
         };
         tokio::select! {
-            ended = collector.run(interval, Some(&self.seen), shutdown) => ended,
-            () = cut => {
-                tracing::warn!("a pass of collection was cut");
-                Ok(())
-            }
+            () = collector.run(interval, Some(&self.seen), shutdown) => {}
+            () = cut => tracing::warn!("a pass of collection was cut"),
         }
     }
 
@@ -201,10 +201,8 @@ impl Life {
             tokio::select! {
                 biased;
                 ended = &mut scheduling => break ended,
-                Some(ended) = collection.join_next() => match ended {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => tracing::error!(%error, "collection has stopped for good"),
-                    Err(panic) => break Err(Error::unavailable("collection", panic)),
+                Some(ended) = collection.join_next() => if let Err(panic) = ended {
+                    break Err(Error::unavailable("collection", panic));
                 },
             }
         };

@@ -113,9 +113,15 @@ impl GcMetrics {
             registry.register("deleted_objects", "Objects deleted", this.deleted.clone());
             registry.register("passes", "Passes that went through", this.passes.clone());
             registry.register("failures", "Passes that were broken off", this.failures.clone());
-            registry.register("stopped", "1 once damage has stopped it", this.stopped.clone());
+            let help = "1 while damage keeps it from deleting all that it could";
+            registry.register("stopped", help, this.stopped.clone());
         });
         this
+    }
+
+    /// What [`GcMetrics::stopped`] was told last.
+    pub fn is_stopped(&self) -> bool {
+        self.stopped.get() == 1
     }
 
     /// Objects of this kind were deleted.
@@ -133,8 +139,8 @@ impl GcMetrics {
         self.failures.inc();
     }
 
-    /// Collection has stopped for good.
-    pub fn stopped(&self) {
-        self.stopped.set(1);
+    /// Whether damage keeps collection from deleting all that it could.
+    pub fn stopped(&self, is_stopped: bool) {
+        self.stopped.set(i64::from(is_stopped));
     }
 }

@@ -6,6 +6,8 @@
 //!
 //! **Invariants**
 //! - An input is in at most one job at a time.
+//! - No object but CURRENT and its manifest ends the process: a damaged input is left alone, named,
+//!   and looked at again; everything that does not need it goes on.
 //! - A newer epoch in CURRENT, whoever sees it first, ends the process: `Fenced`.
 //! - A full job starts when nothing else runs, and nothing starts beside it.
 
@@ -13,9 +15,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use cairn_common::error::{Error, Result};
+use cairn_common::error::{Error, REMEDY, Result};
 use cairn_common::faults::planted;
-use cairn_common::format::path::OutputId;
+use cairn_common::format::manifest::SstInfo;
+use cairn_common::format::path::Object;
 use cairn_common::format::run::Run;
 use cairn_common::lsm::tree::{Stat, Tree};
 use cairn_common::lsm::visible::Rules;
@@ -24,13 +27,15 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
+use crate::blacklist::Blacklist;
 use crate::board::Board;
 use crate::catalog::{Catalog, tree_of};
-use crate::commit::{self, Inputs};
-use crate::job::{self, Progress, Tools, Work};
+use crate::check;
+use crate::commit::Inputs;
+use crate::job::Tools;
 use crate::metrics::{JobMetrics, JobResult};
 use crate::pick::{Job, PickConfig, Reason, pick_full, pick_full_runs, pick_l0, pick_runs};
-use crate::plan::plan;
+use crate::task::{Failed, Task};
 
 /// Pause after a job that failed for a reason that may pass.
 const FAILURE_PAUSE: Duration = Duration::from_secs(5);
@@ -48,13 +53,27 @@ pub struct Scheduler {
     snapshot: Snapshot,
     catalog: Catalog,
     running: BTreeMap<Uuid, Job>,
-    tasks: JoinSet<(Uuid, Result<Snapshot>)>,
-    /// Sources that are damaged: no job touches them again.
-    damaged: BTreeSet<Uuid>,
+    tasks: JoinSet<Ended>,
+    /// Sources that no job may read.
+    blacklist: Blacklist,
+    /// Runs whose objects could not be read at the last look.
+    suspected: BTreeSet<Uuid>,
+    /// Whether a damaged SST is being looked at again.
+    is_checking: bool,
+    /// Boot time at which each source was first seen in the tree.
+    first_seen: BTreeMap<Uuid, Duration>,
     /// The first step of a full compaction, begun or done.
     l0_first: Option<L0First>,
     /// Boot time before which nothing is started.
     paused_until: Duration,
+}
+
+/// What a task comes back with.
+#[derive(Debug)]
+enum Ended {
+    Job(Uuid, Result<Snapshot, Failed>),
+    /// A damaged SST was looked at again.
+    Check(Object, Result<()>),
 }
 
 /// L0 is merged for a full compaction that was asked for.
@@ -112,7 +131,10 @@ impl Scheduler {
             catalog,
             running: BTreeMap::new(),
             tasks: JoinSet::new(),
-            damaged: BTreeSet::new(),
+            blacklist: Blacklist::default(),
+            suspected: BTreeSet::new(),
+            is_checking: false,
+            first_seen: BTreeMap::new(),
             l0_first: None,
             paused_until: Duration::ZERO,
         }
@@ -121,7 +143,7 @@ impl Scheduler {
     /// Keeps the tree in shape until the tools' token is cancelled; then ends its jobs and returns.
     ///
     /// # Errors
-    /// `Fenced`; `Corrupt` where CURRENT, the manifest or a run object is damaged.
+    /// `Fenced`; `Corrupt` if CURRENT or its manifest is damaged.
     pub async fn run(mut self) -> Result<()> {
         let ended = self.serve().await;
         self.tools.cancel.cancel();
@@ -135,8 +157,8 @@ impl Scheduler {
     /// Waits for every job; what they meet now changes nothing any more.
     async fn end_all(&mut self) {
         while let Some(task) = self.tasks.join_next().await {
-            let Ok((id, ended)) = task else { continue };
-            let error = ended.err().map(|error| error.to_string());
+            let Ok(Ended::Job(id, ended)) = task else { continue };
+            let error = ended.err().map(|failed| failed.error.to_string());
             self.board.end(id, self.tools.env.clock.wall_ms(), error);
             self.running.remove(&id);
         }
@@ -156,8 +178,10 @@ impl Scheduler {
                 biased;
                 () = cancel.cancelled() => return Ok(()),
                 Some(ended) = self.tasks.join_next() => {
-                    let (id, ended) = ended.map_err(|error| Error::unavailable("a job", error))?;
-                    self.end_job(id, ended)?;
+                    match ended.map_err(|error| Error::unavailable("a job", error))? {
+                        Ended::Job(id, ended) => self.end_job(id, ended).await?,
+                        Ended::Check(object, ended) => self.end_check(object, ended),
+                    }
                 }
                 () = board.asked() => self.poll().await?,
                 () = tokio::time::sleep(self.settings.poll_interval) => self.poll().await?,
@@ -182,11 +206,17 @@ impl Scheduler {
     /// Starts every job that the tree needs and that has a place.
     async fn start_jobs(&mut self) -> Result<()> {
         let manifest = Arc::clone(&self.snapshot.manifest);
-        let runs = self.catalog.load(&manifest.runs).await?;
-        self.catalog.keep(&manifest.runs.iter().map(|run| run.id).collect());
-        let tree = tree_of(&manifest, &runs);
+        let runs = self.load_runs().await?;
+        let mut tree = tree_of(&manifest, &runs);
+        self.mark(&mut tree, &runs);
+        self.start_check(&runs);
         if let Some(id) = self.board.waiting() {
             if !self.running.is_empty() {
+                return Ok(());
+            }
+            if let Some(object) = self.blacklist.first() {
+                let error = format!("{} is damaged: {REMEDY}", object.path());
+                self.board.end(id, self.tools.env.clock.wall_ms(), Some(error));
                 return Ok(());
             }
             let l0_is_merged = self.l0_first.is_some_and(|first| first.asked == id);
@@ -211,10 +241,112 @@ impl Scheduler {
         Ok(())
     }
 
+    /// The objects of the runs of the tree, but for those that cannot be read. One that fails twice,
+    /// with a look at CURRENT between, is damaged.
+    async fn load_runs(&mut self) -> Result<Vec<Arc<Run>>> {
+        let manifest = Arc::clone(&self.snapshot.manifest);
+        self.catalog.keep(&manifest.runs.iter().map(|run| run.id).collect());
+        let (now, damage) = (self.tools.env.clock.boot(), self.tools.bucket.damage());
+        let mut runs = Vec::with_capacity(manifest.runs.len());
+        for info in &manifest.runs {
+            let (source, object) = (info.id.uuid, Object::Run(info.id));
+            let is_known = self.catalog.holds(info.id);
+            if !is_known && !self.blacklist.is_due(&object, now) {
+                continue;
+            }
+            match self.catalog.load_one(info).await {
+                Ok(run) => {
+                    self.suspected.remove(&source);
+                    self.blacklist.heal(&object, damage);
+                    runs.push(run);
+                }
+                Err(error @ (Error::Corrupt(_) | Error::NotFound(_))) => {
+                    if self.suspected.insert(source) && !self.blacklist.holds(&object) {
+                        return Err(Error::unavailable(
+                            format!("the first look at {object}"),
+                            error,
+                        ));
+                    }
+                    let cause = error.to_string();
+                    self.blacklist.add(object, &cause, damage, now);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(runs)
+    }
+
+    /// What the picker must know of each source and the manifest does not say.
+    fn mark(&mut self, tree: &mut Tree, runs: &[Arc<Run>]) {
+        let now = self.tools.env.clock.boot();
+        let ids: BTreeSet<Uuid> = tree.sources().map(|source| source.id).collect();
+        self.first_seen.retain(|id, _| ids.contains(id));
+        self.suspected.retain(|id| ids.contains(id));
+        let damaged = self.damaged_sources(runs);
+        for source in tree.sources_mut() {
+            let since = *self.first_seen.entry(source.id).or_insert(now);
+            let age = now.saturating_sub(since).as_millis();
+            source.age_ms = u64::try_from(age).unwrap_or(u64::MAX);
+            source.damaged |= damaged.contains(&source.id);
+        }
+    }
+
+    /// The SSTs of L0 and the runs that cannot be read, or hold an SST that cannot.
+    fn damaged_sources(&mut self, runs: &[Arc<Run>]) -> BTreeSet<Uuid> {
+        if self.blacklist.is_empty() {
+            return BTreeSet::new();
+        }
+        let manifest = &self.snapshot.manifest;
+        let l0 = manifest.l0.iter().map(|sst| (Object::Sst(sst.id), sst.id.uuid));
+        let infos = manifest.runs.iter().map(|info| (Object::Run(info.id), info.id.uuid));
+        let in_run = |run: &Arc<Run>| {
+            let source = run.id.uuid;
+            run.ssts.iter().map(|sst| (Object::Sst(sst.id), source)).collect::<Vec<_>>()
+        };
+        let places = l0.chain(infos).chain(runs.iter().flat_map(in_run));
+        let sources: BTreeMap<Object, Uuid> = places.collect();
+        self.blacklist.keep(|object| sources.contains_key(object), self.tools.bucket.damage());
+        let is_damaged = |(object, _): &(&Object, &Uuid)| self.blacklist.holds(object);
+        sources.iter().filter(is_damaged).map(|(_, source)| *source).collect()
+    }
+
+    /// Looks again at a damaged SST for which it is time; one at a time.
+    fn start_check(&mut self, runs: &[Arc<Run>]) {
+        if self.is_checking {
+            return;
+        }
+        let due: Vec<Object> = self.blacklist.due(self.tools.env.clock.boot()).collect();
+        let ssts = self.snapshot.manifest.l0.iter().chain(runs.iter().flat_map(|run| &run.ssts));
+        let is_due = |sst: &&SstInfo| due.contains(&Object::Sst(sst.id));
+        let Some(sst) = ssts.into_iter().find(is_due).cloned() else { return };
+        self.is_checking = true;
+        let tools = Tools { cancel: self.tools.cancel.child_token(), ..self.tools.clone() };
+        self.tasks.spawn(async move {
+            let checked = tokio::select! {
+                () = tools.cancel.cancelled() => Err(Error::Closed),
+                checked = check::check(&tools, &sst) => checked,
+            };
+            Ended::Check(Object::Sst(sst.id), checked)
+        });
+    }
+
+    fn end_check(&mut self, object: Object, ended: Result<()>) {
+        self.is_checking = false;
+        let (now, damage) = (self.tools.env.clock.boot(), self.tools.bucket.damage());
+        match ended {
+            Ok(()) => self.blacklist.heal(&object, damage),
+            Err(error @ (Error::Corrupt(_) | Error::NotFound(_))) => {
+                if self.blacklist.holds(&object) {
+                    self.blacklist.add(object, &error.to_string(), damage, now);
+                }
+            }
+            Err(error) => tracing::warn!(%error, "a damaged object could not be looked at"),
+        }
+    }
+
     fn pick(&self, tree: &Tree) -> Option<Job> {
-        let inputs = self.running.values().flat_map(Job::inputs);
-        let busy: BTreeSet<Uuid> = inputs.chain(self.damaged.iter().copied()).collect();
-        let config = &self.settings.pick;
+        let busy: BTreeSet<Uuid> = self.running.values().flat_map(Job::inputs).collect();
+        let config = &self.settings.pick.within(self.snapshot.current.l0_stop);
         pick_l0(tree, &busy, config).or_else(|| {
             let reasons = self.running.values().map(|job| job.reason);
             let has_place = has_place_over_runs(reasons, self.settings.jobs_max);
@@ -240,13 +372,13 @@ impl Scheduler {
         };
         assert_eq!(task.inputs.sources().len(), input_count, "a job over what is in the tree");
         self.running.insert(id, job);
-        self.tasks.spawn(async move { (id, task.run().await) });
+        self.tasks.spawn(async move { Ended::Job(id, task.run().await) });
     }
 
     /// Takes note of a job's end. An error means that this process must end.
-    fn end_job(&mut self, id: Uuid, ended: Result<Snapshot>) -> Result<()> {
+    async fn end_job(&mut self, id: Uuid, ended: Result<Snapshot, Failed>) -> Result<()> {
         let now_ms = self.tools.env.clock.wall_ms();
-        let error = ended.as_ref().err().map(ToString::to_string);
+        let error = ended.as_ref().err().map(|failed| failed.error.to_string());
         if error.is_some()
             && let Some(first) = self.l0_first.take_if(|first| first.step == id)
         {
@@ -265,13 +397,17 @@ impl Scheduler {
                 }
                 Ok(())
             }
-            Err(error @ Error::Fenced { .. }) => Err(error),
-            Err(error @ Error::Corrupt(_)) => {
-                tracing::error!(%error, %id, "a compaction met damage; its inputs are left alone");
-                self.damaged.extend(job.inputs());
+            Err(Failed { error: error @ Error::Fenced { .. }, .. }) => Err(error),
+            Err(Failed { error, damage: Some(damage) }) => {
+                // SUBTLE: under a newer epoch, inputs are deleted: then this is the end, not damage.
+                self.poll().await?;
+                self.check_epoch()?;
+                let (now, registry) = (self.tools.env.clock.boot(), self.tools.bucket.damage());
+                self.blacklist.add(damage.object, &damage.cause, registry, now);
+                tracing::warn!(%error, %id, "a compaction met damage; it goes on around it");
                 Ok(())
             }
-            Err(error) => {
+            Err(Failed { error, damage: None }) => {
                 tracing::warn!(%error, %id, "a compaction failed; trying again later");
                 self.paused_until = self.tools.env.clock.boot() + FAILURE_PAUSE;
                 Ok(())
@@ -305,6 +441,10 @@ fn tolerate(error: Error, what: &str) -> Result<()> {
 /// What the job may drop, judged from the tree that it was picked from. What comes later is newer
 /// than its inputs, and written at or after the manifest's time.
 pub fn rules_of(job: &Job, tree: &Tree) -> Rules {
+    if job.reason == Reason::Quarantine {
+        // It is moved as it is.
+        return Rules::upper(tree.now_ms);
+    }
     let ids: Vec<Uuid> = job.inputs().collect();
     let inputs: Vec<&Stat> = tree.sources().filter(|source| ids.contains(&source.id)).collect();
     let (Some(newest), Some(oldest)) = (ids.first(), ids.last()) else {
@@ -316,36 +456,6 @@ pub fn rules_of(job: &Job, tree: &Tree) -> Rules {
         bottom: tree.is_bottom(*oldest, &inputs) || planted("compaction_is_always_bottom"),
         now_ms: tree.now_ms,
         newer_operands_from_ms: if has_operands_above { 0 } else { tree.now_ms },
-    }
-}
-
-/// One job on its way into the tree.
-struct Task {
-    manifests: Manifests,
-    tools: Tools,
-    inputs: Inputs,
-    rules: Rules,
-    snapshot: Snapshot,
-    progress: Arc<Progress>,
-}
-
-impl Task {
-    async fn run(self) -> Result<Snapshot> {
-        let Self { manifests, tools, inputs, rules, snapshot, progress } = self;
-        let plan = plan(&inputs.sources(), rules, tools.making.sst_bytes / 2);
-        let run: OutputId = tools.making.fresh_id();
-        let mut work = Work::default();
-        let made = match job::run(&tools, plan, &progress, &mut work).await {
-            Ok(()) => commit::put_run(&tools, run, &work.ssts).await,
-            Err(error) => Err(error),
-        };
-        match made {
-            Ok(outputs) => commit::commit(&manifests, snapshot, &tools, &inputs, outputs).await,
-            Err(error) => {
-                commit::discard(&tools, run, &work).await;
-                Err(error)
-            }
-        }
     }
 }
 

@@ -10,7 +10,7 @@ use cairn_common::types::{Epoch, Payload, Role, WalId};
 use tokio::time::sleep;
 use uuid::Uuid;
 
-use crate::board::Stage;
+use crate::board::{JobStatus, Stage};
 use crate::config::{Config, PROGRAM};
 use crate::kit::{Kit, Writer, run_paused};
 use crate::life::Graces;
@@ -202,22 +202,146 @@ fn keys_in_order_move_without_being_rewritten() {
     });
 }
 
+/// Flips a bit of an object; returns what it was.
+async fn damage(kit: &Kit, object: &Object) -> Bytes {
+    let sound = kit.bucket.get(object).await.unwrap();
+    let mut bytes = sound.to_vec();
+    bytes[60] ^= 1;
+    kit.bucket.put(object, bytes.into()).await.unwrap();
+    sound
+}
+
+async fn l0_count(kit: &Kit) -> usize {
+    kit.snapshot().await.manifest.l0.len()
+}
+
 #[test]
-fn damaged_input_is_left_alone_and_the_rest_goes_on() {
+fn damaged_l0_is_merged_around_and_heals() {
     run_paused(async {
         let kit = Kit::new();
         let mut writer = kit.writer().await;
         flush_rounds(&mut writer, 0..4).await;
         let damaged = Object::Sst(kit.snapshot().await.manifest.l0[0].id);
-        let mut bytes = kit.bucket.get(&damaged).await.unwrap().to_vec();
-        bytes[60] ^= 1;
-        kit.bucket.put(&damaged, bytes.into()).await.unwrap();
+        let sound = damage(&kit, &damaged).await;
         let started = kit.start(&[]);
-        sleep(Duration::from_mins(1)).await;
+        sleep(Duration::from_secs(20)).await;
+        assert_eq!(l0_count(&kit).await, 1, "the sound ones beneath it are merged");
+        assert!(kit.bucket.damage().holds(&damaged));
         let jobs = started.node.board.jobs();
-        assert_eq!(jobs.len(), 1, "it is not tried again and again");
         assert!(jobs[0].error.as_ref().unwrap().contains(&damaged.path()), "{jobs:?}");
-        assert_eq!(kit.snapshot().await.manifest.l0.len(), 4);
+
+        // Once it is the oldest it is out of the way, and L0 is emptied as ever.
+        for round in 4..40 {
+            flush_rounds(&mut writer, round..round + 1).await;
+            sleep(Duration::from_secs(2)).await;
+            assert!(l0_count(&kit).await <= 4, "writes go on");
+        }
+        let failed = |job: &&JobStatus| job.state == Stage::Failed;
+        assert_eq!(
+            started.node.board.jobs().iter().filter(failed).count(),
+            1,
+            "not again and again"
+        );
+        assert!(kit.bucket.damage().holds(&damaged));
+        started.node.board.request_full(Uuid::from_u128(9));
+        sleep(Duration::from_secs(5)).await;
+        let jobs = started.node.board.jobs();
+        let full = jobs.iter().find(|job| job.id == Uuid::from_u128(9)).unwrap();
+        assert!(full.error.as_ref().unwrap().contains("is damaged"), "{full:?}");
+
+        kit.bucket.put(&damaged, sound).await.unwrap();
+        sleep(Duration::from_mins(11)).await;
+        assert_eq!(kit.bucket.damage().count(), 0, "found by itself");
+        started.node.board.request_full(Uuid::from_u128(10));
+        sleep(Duration::from_secs(5)).await;
+        let manifest = kit.snapshot().await.manifest;
+        assert_eq!((manifest.l0.len(), manifest.runs.len()), (0, 1));
+        let content = kit.content(kit.env.clock.wall_ms()).await;
+        assert_eq!(content.len(), 42);
+        assert_eq!(content.get("a".as_bytes()).map(|v| &v[..]), Some(&b"round 39"[..]));
+        started.stop().await;
+    });
+}
+
+#[test]
+fn lost_l0_does_not_stop_the_others() {
+    run_paused(async {
+        let kit = Kit::new();
+        let mut writer = kit.writer().await;
+        flush_rounds(&mut writer, 0..4).await;
+        let lost = Object::Sst(kit.snapshot().await.manifest.l0[3].id);
+        kit.bucket.delete(&[lost]).await.unwrap();
+        let started = kit.start(&[]);
+        for round in 4..20 {
+            flush_rounds(&mut writer, round..round + 1).await;
+            sleep(Duration::from_secs(10)).await;
+        }
+        assert!(l0_count(&kit).await <= 4 && kit.bucket.damage().holds(&lost));
+        started.stop().await;
+    });
+}
+
+#[test]
+fn damaged_run_object_does_not_end_the_process() {
+    run_paused(async {
+        let kit = Kit::new();
+        let mut writer = kit.writer().await;
+        flush_rounds(&mut writer, 0..4).await;
+        let first = kit.start(&[]);
+        sleep(Duration::from_secs(3)).await;
+        first.stop().await;
+        let run = Object::Run(kit.snapshot().await.manifest.runs[0].id);
+        let sound = damage(&kit, &run).await;
+        let started = kit.start(&[]);
+        for round in 4..40 {
+            flush_rounds(&mut writer, round..round + 1).await;
+            sleep(Duration::from_secs(2)).await;
+        }
+        assert!(l0_count(&kit).await <= 4 && kit.bucket.damage().holds(&run));
+        kit.bucket.put(&run, sound).await.unwrap();
+        sleep(Duration::from_mins(11)).await;
+        assert_eq!(kit.bucket.damage().count(), 0);
+        assert_eq!(kit.content(kit.env.clock.wall_ms()).await.len(), 42);
+        started.stop().await;
+    });
+}
+
+#[test]
+fn l0_of_tombstones_and_old_l0_are_merged() {
+    run_paused(async {
+        let kit = Kit::new();
+        let mut writer = kit.writer().await;
+        let keys: Vec<String> = (0..1_000).map(|key| format!("{key:04}")).collect();
+        let all = |value| keys.iter().map(|key| (&**key, value)).collect::<Vec<_>>();
+        writer.flush(&all(Some("x"))).await;
+        let started = kit.start(&[]);
+        sleep(Duration::from_secs(5)).await;
+        assert_eq!(l0_count(&kit).await, 1);
+        writer.flush(&all(None)).await;
+        sleep(Duration::from_secs(5)).await;
+        let manifest = kit.snapshot().await.manifest;
+        assert_eq!((manifest.l0.len(), manifest.runs.len()), (0, 0), "no dead key is left");
+        writer.flush(&[("a", Some("1"))]).await;
+        sleep(Duration::from_mins(59)).await;
+        assert_eq!(l0_count(&kit).await, 1);
+        sleep(Duration::from_mins(2)).await;
+        assert_eq!(l0_count(&kit).await, 0, "an hour is enough");
+        started.stop().await;
+    });
+}
+
+#[test]
+fn l0_is_merged_before_the_writer_stops() {
+    run_paused(async {
+        let kit = Kit::new();
+        let mut writer = kit.writer().await;
+        kit.publish_l0_stop(6).await;
+        let started = kit.start(&[("l0_count", "100")]);
+        for round in 0..12 {
+            flush_rounds(&mut writer, round..round + 1).await;
+            sleep(Duration::from_secs(2)).await;
+            assert!(l0_count(&kit).await < 4, "half of the bound");
+        }
         started.stop().await;
     });
 }

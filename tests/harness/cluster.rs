@@ -172,6 +172,13 @@ impl Cluster {
             RetiredObject::Sst(id) => Some(id),
             RetiredObject::Run(_) => None,
         }));
+        for retired in &manifest.retired {
+            let RetiredObject::Run(id) = retired.object else { continue };
+            // One that is gone was the last of its SSTs to go.
+            let Some(bytes) = read(Object::Run(id)) else { continue };
+            let run = Run::parse_retired(&bytes, id, current.database).expect("a run");
+            named.extend(run.ssts.iter().map(|sst| sst.id));
+        }
         for info in &manifest.runs {
             let run = Run::parse(&read(Object::Run(info.id))?, &info.digest).expect("a run");
             named.extend(run.ssts.iter().map(|sst| sst.id));

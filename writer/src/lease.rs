@@ -198,6 +198,18 @@ impl Lease {
         .await
     }
 
+    /// Says in CURRENT at how many SSTs in L0 this writer stops, so that the compactor begins before.
+    /// Costs nothing if CURRENT says so already, as after every restart with the same settings.
+    ///
+    /// # Errors
+    /// `Fenced`, and whatever else keeps CURRENT from being swapped.
+    pub async fn publish(&self, l0_stop: u64) -> Result<()> {
+        self.amend(|current| {
+            (current.l0_stop != l0_stop).then(|| Current { l0_stop, ..current.clone() })
+        })
+        .await
+    }
+
     /// Records in CURRENT that this writer is closed, so that the next need not wait.
     ///
     /// From the call on no read is answered here.
@@ -252,6 +264,7 @@ pub async fn keep(lease: &Lease, front: &Front, ssts: &Arc<SstStore>) -> Result<
     let news = Notify::new();
     let renewing = async {
         loop {
+            pass(lease.publish(front.l0_stop()).await)?;
             tokio::time::sleep((lease.duration() / 2).min(RENEW_INTERVAL_MAX)).await;
             pass(lease.renew().await.map(drop))?;
             news.notify_one();

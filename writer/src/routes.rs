@@ -16,7 +16,7 @@ use cairn_common::http::problem::{Answer, Code, Outcome, Problem};
 use cairn_common::http::request::{Arrival, CAIRN_SEQ, Params};
 use cairn_common::limits::VALUE_BYTES_MAX;
 use cairn_common::lsm::visible::fold_ops;
-use cairn_common::types::{Op, Payload, Seq};
+use cairn_common::types::{Epoch, Op, Payload, Seq};
 use http::{StatusCode, header};
 use serde::Serialize;
 
@@ -142,15 +142,20 @@ async fn write_one(
 }
 
 async fn submit(writer: &Writer, write: Write) -> Answer<Seq> {
-    writer.write(write).await.map_err(|unwritten| refused(writer, unwritten))
+    match writer.write(write).await {
+        Ok(seq) => Ok(seq),
+        Err(unwritten) => Err(refused(writer, unwritten).await),
+    }
 }
 
 /// What a client is told that gets no acknowledgement.
-fn refused(writer: &Writer, unwritten: Unwritten) -> Problem {
+async fn refused(writer: &Writer, unwritten: Unwritten) -> Problem {
     match unwritten {
-        Unwritten::Overloaded(pressure) => Problem::new(Code::Overloaded, overload(pressure))
-            .retry_after(OVERLOAD_RETRY)
-            .outcome(Outcome::NotApplied),
+        Unwritten::Overloaded(pressure) => {
+            Problem::new(Code::Overloaded, overload(writer, pressure).await)
+                .retry_after(OVERLOAD_RETRY)
+                .outcome(Outcome::NotApplied)
+        }
         Unwritten::Precondition(etag) => {
             let found = match etag {
                 Some(etag) => format!("the condition does not hold: the etag is \"{etag}\""),
@@ -180,11 +185,29 @@ fn unknown(writer: &Writer) -> Problem {
     problem.outcome(Outcome::Unknown)
 }
 
-fn overload(pressure: Pressure) -> &'static str {
+/// What keeps writes from being taken, and where to look.
+async fn overload(writer: &Writer, pressure: Pressure) -> String {
     match pressure {
-        Pressure::L0Full => "L0 is full: no compactor runs, or it does not keep up",
-        Pressure::Unflushed => "memtables fill their budget: the store takes flushes too slowly",
-        Pressure::None | Pressure::Delay { .. } => "the writer is at one of its bounds",
+        Pressure::L0Full => {
+            let compactor = writer.lease.snapshot().await.current.compactor;
+            let bound = writer.limits.l0_stop_count;
+            let why = match (compactor.epoch, compactor.url) {
+                (Epoch(0), _) => "no compactor has ever run here: start cairn-compactor".to_owned(),
+                (epoch, Some(url)) => format!(
+                    "the compactor of epoch {epoch} does not empty it: {url}/v1/status says why, \
+                     if it runs"
+                ),
+                (epoch, None) => format!(
+                    "the compactor of epoch {epoch} does not empty it: its /v1/status and its log \
+                     say why, if it runs"
+                ),
+            };
+            format!("L0 is at its bound of {bound} SSTs; {why}")
+        }
+        Pressure::Unflushed => {
+            "memtables fill their budget: the store takes flushes too slowly".to_owned()
+        }
+        Pressure::None | Pressure::Delay { .. } => "the writer is at one of its bounds".to_owned(),
     }
 }
 

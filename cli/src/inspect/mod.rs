@@ -148,7 +148,7 @@ pub(crate) async fn gc(args: GcArgs) -> Outcome {
         let listed = database.bucket.list(kind).await?;
         listing.extend(listed.iter().map(|l| Stored { object: l.object, bytes: l.bytes }));
     }
-    let evidence = evidence(&database).await?;
+    let evidence = evidence(&database, &listing).await?;
     let retention_ms = u64::try_from(args.retention.0.as_millis()).unwrap_or(u64::MAX);
     let grace = Grace { retention_ms, now_ms: database.env.clock.wall_ms() };
     let deletable = evidence.deletable(listing.iter().copied(), grace);
@@ -165,7 +165,7 @@ pub(crate) async fn gc(args: GcArgs) -> Outcome {
     Ok(out.flush()?)
 }
 
-async fn evidence(database: &Database) -> Outcome<Evidence> {
+async fn evidence(database: &Database, listing: &[Stored]) -> Outcome<Evidence> {
     let Snapshot { current, manifest, .. } = &database.snapshot;
     let mut checkpoints = Vec::new();
     for checkpoint in &manifest.checkpoints {
@@ -178,6 +178,15 @@ async fn evidence(database: &Database) -> Outcome<Evidence> {
     for info in std::iter::once(&**manifest).chain(&checkpoints).flat_map(|body| &body.runs) {
         if !runs.iter().any(|run| run.id == info.id) {
             runs.push(database.run(info).await?);
+        }
+    }
+    for retired in &manifest.retired {
+        let RetiredObject::Run(id) = retired.object else { continue };
+        let object = Object::Run(id);
+        if listing.iter().any(|stored| stored.object == object) {
+            let bytes = database.bucket.get(&object).await?;
+            let run = Run::parse_retired(&bytes, id, current.database);
+            runs.push(run.map_err(|cause| Error::corrupt(object.path(), cause))?);
         }
     }
     let evidence = Evidence::new(current, manifest, &checkpoints, &runs);

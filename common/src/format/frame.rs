@@ -13,7 +13,7 @@
 //! swapped objects never reach the decompressor or the JSON parser.
 
 use std::fmt;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::str::FromStr;
 
 use bytes::Bytes;
@@ -73,9 +73,17 @@ impl<'de> Deserialize<'de> for Digest {
 /// The object of this document, and the digest of its bytes.
 pub(super) fn encode<T: Serialize>(document: &T) -> (Bytes, Digest) {
     let json = serde_json::to_vec(document).expect("a record with string keys is JSON");
-    let bytes = zstd::encode_all(&*json, ZSTD_LEVEL).expect("memory to memory cannot fail");
+    let bytes = compress(&json).expect("memory to memory cannot fail");
     let digest = Digest::of(&bytes);
     (bytes.into(), digest)
+}
+
+/// With a checksum of the document at the end of the frame, for those that know no digest.
+fn compress(json: &[u8]) -> std::io::Result<Vec<u8>> {
+    let mut frame = zstd::Encoder::new(Vec::new(), ZSTD_LEVEL)?;
+    frame.include_checksum(true)?;
+    frame.write_all(json)?;
+    frame.finish()
 }
 
 /// The document of this object, if its bytes are those of the digest.

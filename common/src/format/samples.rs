@@ -126,6 +126,7 @@ pub(crate) fn current() -> Current {
         replay_from: WalId(1042),
         history_from: 3,
         lease_ms: 2000,
+        l0_stop: 24,
         writer: WriterClaim {
             epoch: Epoch(2),
             uuid: uuid(3),

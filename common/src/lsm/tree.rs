@@ -43,6 +43,10 @@ pub struct Stat {
     /// Size of those of its SSTs that hold entries which expire, all of which have by the tree's
     /// time.
     pub expired_bytes: u64,
+    /// How long it has been known to be in the tree, at least.
+    pub age_ms: u64,
+    /// Whether something of it cannot be read: it can be moved, and not be merged.
+    pub damaged: bool,
 }
 
 impl Stat {
@@ -66,6 +70,11 @@ impl Tree {
     /// Size of everything.
     pub fn bytes(&self) -> u64 {
         self.sources().map(|source| source.bytes).sum()
+    }
+
+    /// L0 and runs in one order, newest first, to be marked.
+    pub fn sources_mut(&mut self) -> impl Iterator<Item = &mut Stat> {
+        self.l0.iter_mut().chain(&mut self.runs)
     }
 
     /// How many places a look-up of an absent key would have to ask.
@@ -105,6 +114,8 @@ mod tests {
             first_key: Bytes::copy_from_slice(first.as_bytes()),
             last_key: Bytes::copy_from_slice(last.as_bytes()),
             expired_bytes: 0,
+            age_ms: 0,
+            damaged: false,
         }
     }
 

@@ -36,7 +36,8 @@ impl Manifests {
                 Settled::Done => return Ok(known),
                 Settled::Fenced { held, found } => return Err(Error::Fenced { held, found }),
             }
-            let fresh = Fresh { manifest: self.env.random.uuid(), nonce: self.env.random.uuid() };
+            let (manifest, nonce) = (self.env.random.uuid(), self.env.random.uuid());
+            let fresh = Fresh { manifest, nonce, now_ms: self.env.clock.wall_ms() };
             let next = edit::apply(&known.current, &known.manifest, edit, fresh)?;
             let object = Object::Manifest(next.manifest.id);
             let swapped = match self.bucket.put(&object, next.body).await {

@@ -16,7 +16,7 @@ fn collector(kit: &Kit) -> Collector {
     Collector::new(kit.bucket.clone(), kit.env.clone(), RETENTION, GcMetrics::default())
 }
 
-async fn pass(kit: &Kit) -> Result<Option<Snapshot>> {
+async fn pass(kit: &Kit) -> Result<Option<Passed>> {
     collector(kit).pass(&CancellationToken::new()).await
 }
 
@@ -53,8 +53,6 @@ fn retired_objects_go_after_the_retention_and_are_forgotten() {
         sleep(RETENTION + Duration::from_secs(1)).await;
         pass(&kit).await.unwrap();
         assert_eq!(count(&kit, ObjectKind::Sst).await, 1);
-        assert_eq!(kit.snapshot().await.manifest.retired.len(), 4);
-        pass(&kit).await.unwrap();
         assert_eq!(kit.snapshot().await.manifest.retired.len(), 0);
         assert_eq!(kit.content(kit.env.clock.wall_ms()).await.len(), 2);
         let version = kit.snapshot().await.current.version;
@@ -118,22 +116,112 @@ fn checkpoint_keeps_what_it_names_until_it_expires() {
     });
 }
 
+/// The name and bytes of an object, which is deleted.
+async fn lose(kit: &Kit, object: Object) -> (Object, Bytes) {
+    let bytes = kit.bucket.get(&object).await.unwrap();
+    kit.bucket.delete(&[object]).await.unwrap();
+    (object, bytes)
+}
+
 #[test]
-fn checkpoint_without_a_body_stops_collection() {
+fn lost_checkpoint_body_keeps_ssts_until_restored() {
     run_paused(async {
         let kit = Kit::new();
         compacted(&kit).await;
         let pinned = pin(&kit, None).await;
-        kit.bucket.delete(&[Object::Manifest(pinned)]).await.unwrap();
+        let mut writer = kit.writer().await;
+        for id in 1..=40 {
+            kit.bucket
+                .create(&Object::Wal(WalId(id)), vec![0; FENCE_BYTES + 1].into())
+                .await
+                .unwrap();
+        }
+        for _ in 0..30 {
+            writer.flush(&[("c", Some("x"))]).await;
+        }
+        let started = kit.start(&[("only", "compact")]);
+        sleep(Duration::from_secs(3)).await;
+        started.stop().await;
+        let (object, bytes) = lose(&kit, Object::Manifest(pinned)).await;
         sleep(RETENTION * 2).await;
-        let before = count(&kit, ObjectKind::Sst).await;
+        let before = (count(&kit, ObjectKind::Sst).await, count(&kit, ObjectKind::Run).await);
         let metrics = GcMetrics::default();
-        let mut collector = Collector::new(kit.bucket.clone(), kit.env.clone(), RETENTION, metrics);
+        let mut collector =
+            Collector::new(kit.bucket.clone(), kit.env.clone(), RETENTION, metrics.clone());
         let cancel = CancellationToken::new();
-        let ended = collector.run(Duration::from_secs(1), None, &cancel).await;
-        let Err(error @ Error::Corrupt(_)) = ended else { panic!("{ended:?}") };
-        assert!(error.to_string().contains(&Object::Manifest(pinned).path()), "{error}");
-        assert_eq!(count(&kit, ObjectKind::Sst).await, before, "nothing was deleted");
+        let minute = Duration::from_mins(1);
+        let mut running = std::pin::pin!(collector.run(minute, None, &cancel));
+        let advance = tokio::time::timeout(Duration::from_mins(5), &mut running).await;
+        assert!(advance.is_err(), "no damage ends collection");
+        let now = (count(&kit, ObjectKind::Sst).await, count(&kit, ObjectKind::Run).await);
+        assert_eq!(now, before, "what it may refer to is kept");
+        assert!(count(&kit, ObjectKind::Wal).await < 40, "the log does not depend on it");
+        assert!(count(&kit, ObjectKind::Manifest).await < 5, "nor does history");
+        assert!(kit.bucket.damage().holds(&object) && metrics.is_stopped());
+
+        kit.bucket.put(&object, bytes).await.unwrap();
+        let advance = tokio::time::timeout(DAMAGE_PAUSE_MAX * 2, &mut running).await;
+        assert!(advance.is_err());
+        assert!(count(&kit, ObjectKind::Sst).await < before.0, "it goes on by itself");
+        assert!(!kit.bucket.damage().holds(&object) && !metrics.is_stopped());
+    });
+}
+
+#[test]
+fn damaged_run_keeps_ssts_and_lets_runs_go() {
+    run_paused(async {
+        let kit = Kit::new();
+        compacted(&kit).await;
+        let run = Object::Run(kit.snapshot().await.manifest.runs[0].id);
+        let sound = kit.bucket.get(&run).await.unwrap();
+        let mut bytes = sound.to_vec();
+        bytes[20] ^= 1;
+        kit.bucket.put(&run, bytes.into()).await.unwrap();
+        sleep(RETENTION * 2).await;
+        let passed = pass(&kit).await.unwrap().unwrap();
+        assert_eq!(passed.damaged, [run]);
+        assert_eq!(count(&kit, ObjectKind::Sst).await, 5, "any of them may be in the run");
+        kit.bucket.put(&run, sound).await.unwrap();
+        let passed = pass(&kit).await.unwrap().unwrap();
+        assert_eq!((passed.damaged.len(), count(&kit, ObjectKind::Sst).await), (0, 1));
+    });
+}
+
+#[test]
+fn retired_names_runs_whose_objects_go_last() {
+    run_paused(async {
+        let kit = Kit::new();
+        let mut writer = kit.writer().await;
+        let started = kit.start(&[("only", "compact"), ("sst_bytes", "4KiB")]);
+        let value = "x".repeat(900);
+        for round in 0..4 {
+            for batch in 0..4 {
+                let keys: Vec<_> = (0..8).map(|key| format!("{round}{batch}{key}")).collect();
+                let entries: Vec<_> = keys.iter().map(|key| (&**key, Some(&*value))).collect();
+                writer.flush(&entries).await;
+            }
+            writer.flush(&[("0", Some(&value)), ("9", Some(&value))]).await;
+            started.node.board.request_full(kit.env.random.uuid());
+            sleep(Duration::from_secs(10)).await;
+        }
+        started.stop().await;
+        let manifest = kit.snapshot().await.manifest;
+        let runs = |object: &RetiredObject| matches!(object, RetiredObject::Run(_));
+        let retired: Vec<_> = manifest.retired.iter().map(|retired| retired.object).collect();
+        let (runs, l0): (Vec<_>, Vec<_>) = retired.into_iter().partition(runs);
+        assert!(runs.len() > 3 && l0.len() <= 20, "{runs:?} {l0:?}");
+        assert_eq!(kit.bucket.damage().count(), 0);
+        let content = kit.content(kit.env.clock.wall_ms()).await;
+
+        sleep(RETENTION * 2).await;
+        pass(&kit).await.unwrap();
+        pass(&kit).await.unwrap();
+        let live = Catalog::new(kit.bucket.clone()).load(&manifest.runs).await.unwrap();
+        let live: usize = live.iter().map(|run| run.ssts.len()).sum();
+        assert_eq!(count(&kit, ObjectKind::Sst).await, live, "no SST of a retired run is left");
+        assert_eq!(count(&kit, ObjectKind::Run).await, manifest.runs.len());
+        assert!(kit.snapshot().await.manifest.retired.is_empty());
+        assert_eq!(kit.content(kit.env.clock.wall_ms()).await, content);
     });
 }
 

@@ -29,6 +29,19 @@ pub struct Stretch {
     blocks: VecDeque<(u64, Bytes)>,
 }
 
+impl Stretch {
+    /// Decodes every block.
+    ///
+    /// # Errors
+    /// `Corrupt`: the first that is damaged.
+    pub fn verify(&self) -> Result<(), Corrupt> {
+        for (offset, stored) in &self.blocks {
+            Block::parse(stored, &self.sst, *offset)?;
+        }
+        Ok(())
+    }
+}
+
 /// Reads the SSTs of one source in order and sends them; ends when the receiver is gone.
 #[derive(Clone, Debug)]
 pub struct Fetcher {

@@ -9,19 +9,32 @@
 //!
 //! | reason | when | inputs |
 //! |---|---|---|
-//! | `l0` | `l0_count` SSTs wait in L0 | all of L0, oldest first, up to `inputs_max` |
+//! | `l0` | L0 is due, see below | all of L0, oldest first, up to `inputs_max` |
+//! | `quarantine` | L0 is due and its oldest SST is damaged | that SST, moved unread |
 //! | `bottom` | the upper runs reach `bottom_percent` of the bottom | every run |
-//! | `tombstones` | theirs reach `tombstone_percent` of its entries | those runs, to the bottom |
+//! | `tombstones` | upper runs hide or hold much that is dead | those runs, to the bottom |
 //! | `tier` | `tier_count` neighbours, none larger than those before it together | those |
 //! | `depth` | more than `runs_max` runs | the cheapest stretch of `tier_count` neighbours |
 //! | `expiry` | SSTs with nothing left to expire reach `expired_percent` of the bottom | the bottom |
 //!
-//! L0 has a slot of its own: however long the jobs over runs take, L0 is emptied.
+//! L0 has a slot of its own: however long the jobs over runs take, L0 is emptied. It is due when
+//! `l0_count` SSTs wait in it; when its tombstones reach `tombstone_percent` of all entries, or its
+//! expired bytes `expired_percent` of all bytes, since scans step over what is dead; or when its
+//! oldest SST is older than `l0_age_ms`. Upper runs are dead weight when their tombstones reach
+//! `tombstone_percent` of the bottom's entries, their expired bytes `expired_percent` of its bytes,
+//! or the tombstones that are older than `tombstone_age_ms` one per mille of its entries.
+//!
+//! **Damage.** A source that cannot be read is in no job that reads it, and neither is what lies on
+//! its other side: jobs take neighbours. So runs are merged on each side of a damaged one. In L0
+//! that would let it fill up for ever, which ends all writes; therefore a damaged SST that has
+//! become the oldest of L0 is moved, unread, into a run of its own. It keeps its place in the order,
+//! the reads that need it fail as before, and L0 drains past it.
 //!
 //! **Invariants**
 //! - The inputs are neighbours in the tree, and none of them is in another job.
 //! - At most one job has inputs in L0; its inputs are the oldest of L0, so that what it makes is
 //!   older than what stays in L0.
+//! - No input of a job but that of a quarantine is damaged.
 //! - A tree that a job has left alone is not picked for the same reason again: every rule needs
 //!   something that the job removes.
 //!
@@ -31,6 +44,7 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
+use cairn_common::faults::planted;
 use cairn_common::lsm::tree::{Stat, Tree};
 use uuid::Uuid;
 
@@ -39,15 +53,25 @@ use uuid::Uuid;
 pub struct PickConfig {
     /// SSTs in L0 that make a job. Default 4: a third of what slows the writer down.
     pub l0_count: usize,
+    /// Age at which the oldest SST of L0 is merged though there are few. Default 1 h: twice what
+    /// four flushes of an almost idle writer take, so that it changes nothing for a busy one.
+    pub l0_age_ms: u64,
     /// Neighbouring runs of similar size that make a job. Default 4: more means fewer rewrites and
     /// more runs to ask.
     pub tier_count: usize,
     /// Upper runs, all together, in percent of the bottom. Default 50: at most so much space is
     /// lost to versions that are overwritten; the bottom is rewritten each time it is reached.
     pub bottom_percent: u64,
-    /// Upper tombstones in percent of the bottom's entries. Default 20: what a tombstone hides at
-    /// the bottom is dead space, and work for each scan over it.
+    /// Upper tombstones in percent of the bottom's entries, and those of L0 in percent of all.
+    /// Default 20: what a tombstone hides at the bottom is dead space, and work for each scan over
+    /// it.
     pub tombstone_percent: u64,
+    /// Tombstones of L0 below which they make no job by themselves. Default 1,000: a scan steps
+    /// over them in a tenth of a millisecond.
+    pub tombstones_min: u64,
+    /// Age at which tombstones are merged into the bottom though they are few. Default 24 h: how
+    /// long what was deleted takes up space; the bottom is rewritten at most once in it.
+    pub tombstone_age_ms: u64,
     /// Bytes of bottom SSTs whose expiring entries have all expired, in percent. Default 20.
     pub expired_percent: u64,
     /// Runs beyond which some are merged whatever their sizes. Default 12: bounds the filters that
@@ -61,13 +85,28 @@ impl Default for PickConfig {
     fn default() -> Self {
         Self {
             l0_count: 4,
+            l0_age_ms: 60 * 60 * 1_000,
             tier_count: 4,
             bottom_percent: 50,
             tombstone_percent: 20,
+            tombstones_min: 1_000,
+            tombstone_age_ms: 24 * 60 * 60 * 1_000,
             expired_percent: 20,
             runs_max: 12,
             inputs_max: 24,
         }
+    }
+}
+
+impl PickConfig {
+    /// This, for a writer that takes no write any more once `l0_stop` SSTs are in L0 (0 = unknown):
+    /// a job must begin well before.
+    #[must_use]
+    pub fn within(&self, l0_stop: u64) -> Self {
+        let half = usize::try_from(l0_stop / 2).unwrap_or(usize::MAX).max(1);
+        let is_known = l0_stop > 0 && !planted("picker_ignores_l0_stop");
+        let l0_count = if is_known { self.l0_count.min(half) } else { self.l0_count };
+        Self { l0_count, ..*self }
     }
 }
 
@@ -76,6 +115,8 @@ impl Default for PickConfig {
 pub enum Reason {
     /// L0 is to be emptied.
     L0,
+    /// The oldest SST of L0 is damaged and is to be out of the way.
+    Quarantine,
     /// Runs of similar size have gathered.
     Tier,
     /// The upper runs weigh too much against the bottom.
@@ -95,6 +136,7 @@ impl Reason {
     pub fn name(self) -> &'static str {
         match self {
             Self::L0 => "l0",
+            Self::Quarantine => "quarantine",
             Self::Tier => "tier",
             Self::Bottom => "bottom",
             Self::Tombstones => "tombstones",
@@ -181,36 +223,75 @@ struct Picker<'a> {
 impl<'a> Picker<'a> {
     fn l0(&self) -> Option<Job> {
         let l0 = self.tree.l0.as_slice();
-        if l0.len() < self.config.l0_count.max(1) || !self.all_free(l0) {
+        let is_busy = l0.iter().any(|sst| self.busy.contains(&sst.id));
+        if is_busy || !self.l0_is_due() {
             return None;
         }
-        let oldest = l0.len() - l0.len().min(self.config.inputs_max);
-        Some(Job::new(Reason::L0, &l0[oldest..], &[]))
+        let sound = l0.iter().rev().take_while(|sst| !sst.damaged).count();
+        let (reason, count) = match sound {
+            0 => (Reason::Quarantine, 1),
+            sound => (Reason::L0, sound.min(self.config.inputs_max)),
+        };
+        Some(Job::new(reason, &l0[l0.len() - count..], &[]))
+    }
+
+    fn l0_is_due(&self) -> bool {
+        let (l0, config) = (self.tree.l0.as_slice(), self.config);
+        let Some(oldest) = l0.last() else { return false };
+        l0.len() >= config.l0_count.max(1)
+            || oldest.age_ms >= config.l0_age_ms
+            || self.l0_is_mostly_dead()
+    }
+
+    /// Whether much of what L0 holds is dead, or hides what is.
+    fn l0_is_mostly_dead(&self) -> bool {
+        if planted("picker_ignores_tombstones") {
+            return false;
+        }
+        let (l0, config) = (self.tree.l0.iter(), self.config);
+        let tombstones: u64 = l0.clone().map(|sst| sst.tombstones).sum();
+        let expired: u64 = l0.map(|sst| sst.expired_bytes).sum();
+        let entries = self.tree.sources().map(|source| source.entries).sum();
+        let hides = tombstones >= config.tombstones_min
+            && reaches(tombstones, config.tombstone_percent, entries);
+        hides || reaches(expired, config.expired_percent, self.tree.bytes())
     }
 
     fn bottom(&self) -> Option<Job> {
         let (upper, bottom) = self.upper_and_bottom()?;
-        let upper_bytes: u64 = upper.iter().map(|run| run.bytes).sum();
+        let sound = sound_end(upper);
+        let upper_bytes: u64 = upper[sound.clone()].iter().map(|run| run.bytes).sum();
         if !reaches(upper_bytes, self.config.bottom_percent, bottom.bytes) {
             return None;
         }
-        self.job(Reason::Bottom, 0..upper.len() + 1)
+        self.job(Reason::Bottom, sound.start..upper.len() + 1)
     }
 
     fn tombstones(&self) -> Option<Job> {
         let (upper, bottom) = self.upper_and_bottom()?;
-        let tombstones: u64 = upper.iter().map(|run| run.tombstones).sum();
-        if !reaches(tombstones, self.config.tombstone_percent, bottom.entries) {
-            return None;
-        }
-        let newest = upper.iter().position(|run| run.tombstones > 0)?;
-        self.job(Reason::Tombstones, newest..upper.len() + 1)
+        let (config, sound) = (self.config, sound_end(upper));
+        let runs = &upper[sound.clone()];
+        let tombstones = |run: &Stat| run.tombstones;
+        let aged =
+            |run: &Stat| if run.age_ms < config.tombstone_age_ms { 0 } else { run.tombstones };
+        let expired = |run: &Stat| run.expired_bytes;
+        let sum = |part: &dyn Fn(&Stat) -> u64| -> u64 { runs.iter().map(part).sum() };
+        let hides = reaches(sum(&tombstones), config.tombstone_percent, bottom.entries)
+            || reaches(sum(&aged) * 10, 1, bottom.entries);
+        // Under operands what has expired would have to stay, and the same job be picked again.
+        let holds = reaches(sum(&expired), config.expired_percent, bottom.bytes)
+            && !self.tree.has_operands_above(runs.first()?.id, &runs.iter().collect::<Vec<_>>());
+        let is_dead =
+            |run: &Stat| (hides && run.tombstones > 0) || (holds && run.expired_bytes > 0);
+        let newest = runs.iter().position(is_dead)?;
+        self.job(Reason::Tombstones, sound.start + newest..upper.len() + 1)
     }
 
     fn tier(&self) -> Option<Job> {
         let (upper, _) = self.upper_and_bottom()?;
         (0..upper.len()).find_map(|start| {
-            let length = similar_length(&upper[start..]);
+            let sound = upper[start..].iter().take_while(|run| !run.damaged).count();
+            let length = similar_length(&upper[start..start + sound]);
             let is_tier = length >= self.config.tier_count.max(2);
             is_tier.then(|| self.job(Reason::Tier, start..start + length)).flatten()
         })
@@ -253,8 +334,14 @@ impl<'a> Picker<'a> {
     }
 
     fn all_free(&self, sources: &[Stat]) -> bool {
-        sources.iter().all(|source| !self.busy.contains(&source.id))
+        sources.iter().all(|source| !source.damaged && !self.busy.contains(&source.id))
     }
+}
+
+/// The oldest of the upper runs, from behind the last damaged one.
+fn sound_end(upper: &[Stat]) -> Range<usize> {
+    let start = upper.iter().rposition(|run| run.damaged).map_or(0, |at| at + 1);
+    start..upper.len()
 }
 
 /// How many runs from the first on are of similar size: none is larger than those in front of it

@@ -4,7 +4,8 @@
 //! `REWRITE=1` writes what is picked now into the file, and the diff is the review.
 //!
 //! ```text
-//! l0 NAME [SIZE] [KEYS] [entries=N] [tombstones=N] [operands=N] [expired=SIZE] [busy]
+//! l0 NAME [SIZE] [KEYS] [entries=N] [tombstones=N] [operands=N] [expired=SIZE] [age=MIN] [busy]
+//!    [damaged]
 //! run NAME …                            newest first, as in the tree
 //! set l0_count=2                        config for this case
 //! full                                  what a full compaction would take
@@ -83,6 +84,8 @@ impl Case {
             first_key: Bytes::from_static(b"a"),
             last_key: Bytes::from_static(b"z"),
             expired_bytes: 0,
+            age_ms: 0,
+            damaged: false,
         };
         for word in words {
             match word.split_once('=') {
@@ -90,7 +93,9 @@ impl Case {
                 Some(("tombstones", count)) => stat.tombstones = count.parse().unwrap(),
                 Some(("operands", count)) => stat.operands = count.parse().unwrap(),
                 Some(("expired", bytes)) => stat.expired_bytes = size(bytes),
+                Some(("age", minutes)) => stat.age_ms = minutes.parse::<u64>().unwrap() * 60_000,
                 _ if word == "busy" => drop(self.busy.insert(id)),
+                _ if word == "damaged" => stat.damaged = true,
                 _ => match word.split_once('-') {
                     Some((first, last)) => {
                         stat.first_key = Bytes::copy_from_slice(first.as_bytes());
@@ -143,6 +148,9 @@ impl Case {
         let inputs: Vec<_> = job.inputs().collect();
         assert!(ids.windows(inputs.len()).any(|stretch| stretch == inputs), "neighbours");
         assert!(inputs.iter().all(|id| !self.busy.contains(id)), "busy");
+        let damaged = self.tree.sources().filter(|source| source.damaged).map(|source| source.id);
+        let damaged = damaged.filter(|id| inputs.contains(id)).count();
+        assert_eq!(damaged, usize::from(job.reason == Reason::Quarantine), "damaged");
         if job.reason == Reason::L0 {
             assert_eq!(self.tree.l0.last().map(|sst| sst.id), job.l0.last().copied());
         }
@@ -171,8 +179,12 @@ impl Case {
         let mut output = inputs[0].clone();
         output.bytes = inputs.iter().map(|input| input.bytes).sum();
         output.entries = inputs.iter().map(|input| input.entries).sum();
-        output.tombstones = 0;
+        let is_bottom = self.tree.sources().next_back().is_some_and(is_input);
+        let tombstones = inputs.iter().map(|input| input.tombstones).sum();
+        output.tombstones =
+            if is_bottom && job.reason != Reason::Quarantine { 0 } else { tombstones };
         output.expired_bytes = 0;
+        output.age_ms = 0;
         self.names.push(format!("({})", job.reason.name()));
         output.id = Uuid::from_u128(u128::try_from(self.names.len()).unwrap());
         self.tree.l0.retain(|sst| !job.l0.contains(&sst.id));

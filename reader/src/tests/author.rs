@@ -139,7 +139,8 @@ impl Author {
 
     async fn commit(&self, edit: Edit) {
         let known = self.snapshot().await;
-        let fresh = Fresh { manifest: self.env.random.uuid(), nonce: self.env.random.uuid() };
+        let (manifest, nonce) = (self.env.random.uuid(), self.env.random.uuid());
+        let fresh = Fresh { manifest, nonce, now_ms: 0 };
         let commit = apply(&known.current, &known.manifest, &edit, fresh).unwrap();
         self.bucket.put(&Object::Manifest(commit.manifest.id), commit.body).await.unwrap();
         let body = commit.current.encode();
@@ -198,7 +199,7 @@ impl Author {
         let info = run.info(digest, bytes.len() as u64);
         self.bucket.put(&Object::Run(id), bytes).await.unwrap();
         let outputs = vec![Output { run, info }];
-        let compact = Compact { epoch: Epoch(1), l0, runs, outputs, time_ms: 0 };
+        let compact = Compact { epoch: Epoch(1), l0, runs, outputs };
         self.commit(Edit::Compact(compact)).await;
     }
 

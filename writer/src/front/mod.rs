@@ -256,6 +256,11 @@ impl Front {
         self.progress.send_modify(|progress| progress.flushed = progress.flushed.max(flushed));
     }
 
+    /// SSTs in L0 at which writes are refused.
+    pub fn l0_stop(&self) -> u64 {
+        u64::try_from(self.limits.l0_stop_count).unwrap_or(u64::MAX)
+    }
+
     /// The tree that views show now.
     pub fn tree(&self) -> Arc<OpenTree> {
         Arc::clone(&self.lock().tree)

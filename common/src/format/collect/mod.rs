@@ -1,7 +1,9 @@
 //! What may be deleted, judged from a listing and one read of CURRENT and what it names.
 //!
 //! **Rules**
-//! 1. an SST or run object in `retired` for longer than the retention, named by no checkpoint body;
+//! 1. an SST of L0 or a run in `retired` for longer than the retention, named by no checkpoint
+//!    body; and the SSTs of such a run that no L0 and no run of the tree or of a checkpoint body
+//!    names. The run's own object goes last, since it alone names its SSTs;
 //! 2. an SST or run object that nothing refers to (tree, retired, checkpoint bodies), made under an
 //!    epoch *below* its role's epoch in that CURRENT;
 //! 3. WAL data before `wal_from`; never a fence;
@@ -9,10 +11,14 @@
 //!
 //! **Invariants**
 //! - Each rule is true once and true for ever, however stale the evidence has become: a retired id
-//!   never comes back, an old epoch commits nothing any more, positions move forward only. So the
-//!   collector needs no epoch, no lease and no clock, and may be a zombie. (The retention is a
-//!   courtesy to slow readers; no rule's safety rests on it.)
+//!   never comes back (SSTs move between runs only within the tree), an old epoch commits nothing
+//!   any more, positions move forward only. So the collector needs no epoch, no lease and no clock,
+//!   and may be a zombie. (The retention is a courtesy to slow readers; no rule's safety rests on
+//!   it.)
 //! - CURRENT and manifest are one read: epochs of one and references of another prove nothing.
+//! - What could not be read may refer to anything: without a run of the tree or of a checkpoint no
+//!   SST goes, and without a checkpoint body no SST and no run object. The other rules do not
+//!   depend on it, so what they allow is a part of what complete evidence allows.
 //! - Fences are told from data by their size in the listing ([`FENCE_BYTES`]), never by their
 //!   number: an id that a stale fence seems to jump may hold data.
 
@@ -52,18 +58,34 @@ pub struct Evidence {
     epochs: HashMap<Role, Epoch>,
     history_from: u64,
     wal_from: WalId,
-    /// When each retired object left the tree.
+    /// When each retired object left the tree; an SST of retired runs, with the last of them.
     retired_ms: HashMap<RetiredObject, u64>,
+    /// The SSTs of each retired run whose object was read.
+    retired_runs: HashMap<OutputId, Vec<OutputId>>,
     /// Every SST and run of the tree and of the checkpoint bodies.
     referenced: HashSet<RetiredObject>,
     pinned: HashSet<ManifestId>,
+    unseen: Unseen,
+}
+
+/// What the evidence does not show, and so keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Unseen {
+    /// It is complete.
+    Nothing,
+    /// A run could not be read: any SST may be in it.
+    Ssts,
+    /// A checkpoint body could not be read: any SST and any run may be in it.
+    SstsAndRuns,
 }
 
 impl Evidence {
-    /// The evidence of CURRENT, its manifest, the body of every checkpoint and every run of these.
+    /// The evidence of CURRENT, its manifest, the body of every checkpoint, and the objects of
+    /// their runs and of the retired runs that are still there. What could not be read is left out;
+    /// the evidence is [partial](Evidence::is_partial) then.
     ///
     /// # Errors
-    /// `Corrupt` where they do not belong together or one is missing: then nothing is deletable.
+    /// `Corrupt` if they do not belong together: then nothing is deletable.
     pub fn new(
         current: &Current,
         manifest: &Manifest,
@@ -76,14 +98,15 @@ impl Evidence {
         let bodies: HashMap<_, _> = checkpoints.iter().map(|body| (body.id, body)).collect();
         let runs: HashMap<_, _> = runs.iter().map(|run| (run.id, run)).collect();
         let mut referenced = HashSet::new();
-        add_references(&mut referenced, manifest, &runs)?;
+        let mut unseen = add_references(&mut referenced, manifest, &runs)?;
         for checkpoint in &manifest.checkpoints {
-            let body = bodies.get(&checkpoint.manifest).ok_or_else(|| {
-                Corrupt(format!("the body of checkpoint {:?} was not read", checkpoint.name))
-            })?;
-            add_references(&mut referenced, body, &runs)?;
+            let seen = match bodies.get(&checkpoint.manifest) {
+                Some(body) => add_references(&mut referenced, body, &runs)?,
+                None => Unseen::SstsAndRuns,
+            };
+            unseen = unseen.max(seen);
         }
-        let retired = manifest.retired.iter().map(|retired| (retired.object, retired.time_ms));
+        let (retired_ms, retired_runs) = retired(manifest, &runs);
         Ok(Self {
             current: current.manifest,
             epochs: HashMap::from([
@@ -92,26 +115,46 @@ impl Evidence {
             ]),
             history_from: current.history_from,
             wal_from: manifest.wal_from.min(current.replay_from),
-            retired_ms: retired.collect(),
+            retired_ms,
+            retired_runs,
             referenced,
             pinned: manifest.checkpoints.iter().map(|checkpoint| checkpoint.manifest).collect(),
+            unseen,
         })
     }
 
-    /// Of the listed objects, those that may be deleted, in the order listed.
+    /// Whether something could not be read, so that what depends on it is kept.
+    pub fn is_partial(&self) -> bool {
+        self.unseen > Unseen::Nothing
+    }
+
+    /// Of the listed objects, those that may be deleted, in the order listed. The listing must hold
+    /// every SST that exists.
     pub fn deletable(
         &self,
-        listing: impl IntoIterator<Item = Stored>,
+        listing: impl IntoIterator<Item = Stored> + Clone,
         grace: Grace,
     ) -> Vec<Object> {
-        let judged = listing.into_iter().filter(|stored| self.is_deletable(stored, grace));
+        let ssts = listing.clone().into_iter().filter_map(|stored| match stored.object {
+            Object::Sst(id) => Some(id),
+            _ => None,
+        });
+        let ssts: HashSet<OutputId> = ssts.collect();
+        let judged = listing.into_iter().filter(|stored| self.is_deletable(stored, &ssts, grace));
         judged.map(|stored| stored.object).collect()
     }
 
-    fn is_deletable(&self, stored: &Stored, grace: Grace) -> bool {
+    fn is_deletable(&self, stored: &Stored, ssts: &HashSet<OutputId>, grace: Grace) -> bool {
         match stored.object {
-            Object::Sst(id) => self.is_output_deletable(RetiredObject::Sst(id), id, grace),
-            Object::Run(id) => self.is_output_deletable(RetiredObject::Run(id), id, grace),
+            Object::Sst(id) => {
+                self.unseen == Unseen::Nothing
+                    && self.is_output_deletable(RetiredObject::Sst(id), id, grace)
+            }
+            Object::Run(id) => {
+                self.unseen < Unseen::SstsAndRuns
+                    && self.is_output_deletable(RetiredObject::Run(id), id, grace)
+                    && !self.is_last_to_name(id, ssts)
+            }
             Object::Wal(id) => {
                 let is_data =
                     stored.bytes > FENCE_BYTES as u64 || planted("collector_deletes_fences");
@@ -124,6 +167,15 @@ impl Evidence {
             }
             Object::Current | Object::Probe(_) => false,
         }
+    }
+
+    /// Whether an SST that is still there would be forgotten with this run. One that the tree or a
+    /// checkpoint has is named by another run, which is retired in its turn.
+    fn is_last_to_name(&self, run: OutputId, ssts: &HashSet<OutputId>) -> bool {
+        let of_run = self.retired_runs.get(&run).map(Vec::as_slice).unwrap_or_default();
+        of_run
+            .iter()
+            .any(|id| ssts.contains(id) && !self.referenced.contains(&RetiredObject::Sst(*id)))
     }
 
     fn is_output_deletable(&self, object: RetiredObject, id: OutputId, grace: Grace) -> bool {
@@ -144,16 +196,40 @@ fn add_references(
     referenced: &mut HashSet<RetiredObject>,
     manifest: &Manifest,
     runs: &HashMap<OutputId, &Run>,
-) -> Result<(), Corrupt> {
+) -> Result<Unseen, Corrupt> {
     referenced.extend(manifest.l0.iter().map(|sst| RetiredObject::Sst(sst.id)));
+    let mut unseen = Unseen::Nothing;
     for info in &manifest.runs {
-        let run = runs.get(&info.id);
-        let run = run.ok_or_else(|| Corrupt(format!("run {} was not read", info.id)))?;
-        law(run.ssts.len() as u64 == info.ssts, || format!("run {} is another one", info.id))?;
         referenced.insert(RetiredObject::Run(info.id));
+        let Some(run) = runs.get(&info.id) else {
+            unseen = Unseen::Ssts;
+            continue;
+        };
+        law(run.ssts.len() as u64 == info.ssts, || format!("run {} is another one", info.id))?;
         referenced.extend(run.ssts.iter().map(|sst| RetiredObject::Sst(sst.id)));
     }
-    Ok(())
+    Ok(unseen)
+}
+
+/// When each object left the tree, the SSTs of retired runs among them; and these by run.
+fn retired(
+    manifest: &Manifest,
+    runs: &HashMap<OutputId, &Run>,
+) -> (HashMap<RetiredObject, u64>, HashMap<OutputId, Vec<OutputId>>) {
+    let (mut times, mut by_run) = (HashMap::new(), HashMap::new());
+    for retired in &manifest.retired {
+        times.insert(retired.object, retired.time_ms);
+        let RetiredObject::Run(id) = retired.object else { continue };
+        // One that could not be read: its SSTs go by rule 2, once their epoch has passed.
+        let Some(run) = runs.get(&id) else { continue };
+        for sst in &run.ssts {
+            // Moved from one run to the next: kept for as long as the last that had it.
+            let time_ms = times.entry(RetiredObject::Sst(sst.id)).or_insert(0);
+            *time_ms = retired.time_ms.max(*time_ms);
+        }
+        by_run.insert(id, run.ssts.iter().map(|sst| sst.id).collect());
+    }
+    (times, by_run)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::slice;
 
 use super::super::current::Claimant;
-use super::super::manifest::{Checkpoint, Digest, Retired};
+use super::super::manifest::Retired;
 use super::super::samples::{
     compactor_output, current, l0, manifest, manifest_id, run, uuid, writer_output,
 };
@@ -21,13 +21,25 @@ fn stored(object: Object) -> Stored {
 }
 
 /// Version 7 of the samples under writer epoch 3 and compactor epoch 2, with a run of 0x31 and
-/// 0x32; 0x41 and run 0x42 retired; a checkpoint of version 3 that holds 0x43 and run 0x44 of
-/// 0x45 and 0x46.
+/// 0x32; retired: 0x41, run 0x42 of 0x61 and 0x62, run 0x49 of 0x31 and 0x63, and later run 0x4a of
+/// 0x62 and 0x64; a checkpoint of version 3 that holds 0x43 and run 0x44 of 0x45 and 0x46.
 fn evidence() -> Evidence {
     evidence_with(|_| {})
 }
 
 fn evidence_with(change: impl FnOnce(&mut Current)) -> Evidence {
+    let (current, manifest, body, runs) = samples(change);
+    Evidence::new(&current, &manifest, &[body], &runs).unwrap()
+}
+
+/// The same without the objects of these runs, and with so many checkpoint bodies.
+fn partial(missing_runs: &[u64], bodies_read: usize) -> Evidence {
+    let (current, manifest, body, mut runs) = samples(|_| {});
+    runs.retain(|run| !missing_runs.iter().any(|last| run.id.uuid == uuid(*last)));
+    Evidence::new(&current, &manifest, &[body][..bodies_read], &runs).unwrap()
+}
+
+fn samples(change: impl FnOnce(&mut Current)) -> (Current, Manifest, Manifest, Vec<Run>) {
     let (live, live_info) = run(compactor_output(1, 0x21), (0x31, 0x32));
     let (pinned, pinned_info) = run(compactor_output(1, 0x44), (0x45, 0x46));
     let pinned_sst = l0(writer_output(1, 0x43), (1, 2), (1, 2));
@@ -43,18 +55,29 @@ fn evidence_with(change: impl FnOnce(&mut Current)) -> Evidence {
         RetiredObject::Sst(writer_output(1, 0x41)),
         RetiredObject::Run(compactor_output(1, 0x42)),
         RetiredObject::Sst(pinned_sst.id),
-        RetiredObject::Sst(compactor_output(1, 0x45)),
+        RetiredObject::Run(compactor_output(2, 0x49)),
         // Made under the epochs of now: retirement alone lets them go.
         RetiredObject::Sst(writer_output(3, 0x47)),
     ];
-    let retired = retired.map(|object| Retired { object, version: 6, time_ms: RETIRED_MS });
-    let manifest = Manifest { runs: vec![live_info], retired: retired.into(), ..manifest() };
+    let mut retired: Vec<_> =
+        retired.map(|object| Retired { object, version: 6, time_ms: RETIRED_MS }).into();
+    let later = RetiredObject::Run(compactor_output(2, 0x4a));
+    retired.push(Retired { object: later, version: 7, time_ms: RETIRED_MS + 100 });
+    let gone = [(1, 0x42, 0x61, 0x62), (2, 0x49, 0x31, 0x63), (2, 0x4a, 0x62, 0x64)];
+    let gone = gone.map(|(epoch, last, left, right)| {
+        let id = compactor_output(epoch, last);
+        let mut run = run(id, (left, right)).0;
+        // Its SSTs may be of any epoch; these are of the first.
+        run.ssts.iter_mut().for_each(|sst| sst.id.epoch = Epoch(1));
+        run
+    });
+    let manifest = Manifest { runs: vec![live_info], retired, ..manifest() };
     let mut current = current();
     current.writer.epoch = Epoch(3);
     current.compactor.epoch = Epoch(2);
     current.history_from = 5;
     change(&mut current);
-    Evidence::new(&current, &manifest, &[body], &[live, pinned]).unwrap()
+    (current, manifest, body, [vec![live, pinned], gone.into()].concat())
 }
 
 fn verdicts(evidence: &Evidence, now_ms: u64, table: &[(Stored, &str)]) {
@@ -83,6 +106,11 @@ fn retired_objects_go_after_the_retention() {
         &[
             (sst(writer_output(1, 0x41)), "delete: retired for longer than the retention"),
             (run_object(compactor_output(1, 0x42)), "delete: likewise"),
+            (sst(compactor_output(1, 0x61)), "delete: in a run that is retired for long"),
+            (sst(compactor_output(1, 0x31)), "keep: in one, and in a run of the tree too"),
+            (sst(compactor_output(1, 0x62)), "keep: in another that was retired later"),
+            (sst(compactor_output(1, 0x64)), "keep: in that one only"),
+            (run_object(compactor_output(2, 0x4a)), "keep: that one"),
             (sst(writer_output(3, 0x47)), "delete: an epoch of now makes no difference"),
             (sst(writer_output(1, 0x43)), "keep: a checkpoint body has it in L0"),
             (sst(compactor_output(1, 0x45)), "keep: a checkpoint body has it in a run"),
@@ -99,6 +127,39 @@ fn retired_objects_go_after_the_retention() {
         0,
         &[(sst(writer_output(1, 0x41)), "keep: a clock behind that of the retirement")],
     );
+}
+
+#[test]
+fn retired_run_goes_after_its_ssts() {
+    let grace = Grace { retention_ms: RETENTION_MS, now_ms: u64::MAX };
+    let run = run_object(compactor_output(2, 0x49));
+    let (own, moved_on) = (sst(compactor_output(1, 0x63)), sst(compactor_output(1, 0x31)));
+    let deletable = |listing: &[Stored]| evidence().deletable(listing.iter().copied(), grace);
+    assert_eq!(deletable(&[run, own, moved_on]), [own.object], "it alone names this SST");
+    assert_eq!(deletable(&[run, moved_on]), [run.object], "a run of the tree names that one");
+}
+
+#[test]
+fn what_was_not_read_keeps_what_it_may_refer_to() {
+    let (keep, delete) = ("keep: x", "delete: x");
+    let table = |ssts: &'static str, runs: &'static str| {
+        [
+            (sst(writer_output(1, 0x41)), ssts),
+            (sst(compactor_output(1, 0x61)), ssts),
+            (sst(compactor_output(1, 0x91)), ssts),
+            (run_object(compactor_output(1, 0x42)), runs),
+            (run_object(compactor_output(1, 0x91)), runs),
+            (wal(1029, FENCE_BYTES + 1), "delete: x"),
+            (stored(Object::Manifest(manifest_id(4))), "delete: x"),
+        ]
+    };
+    verdicts(&partial(&[], 1), u64::MAX, &table(delete, delete));
+    verdicts(&partial(&[0x21], 1), u64::MAX, &table(keep, delete));
+    verdicts(&partial(&[0x44], 1), u64::MAX, &table(keep, delete));
+    verdicts(&partial(&[], 0), u64::MAX, &table(keep, keep));
+    assert!(partial(&[0x21], 1).is_partial() && !partial(&[], 1).is_partial());
+    // A retired run that cannot be read: its SSTs go by their epoch.
+    verdicts(&partial(&[0x42], 1), u64::MAX, &table(delete, delete));
 }
 
 #[test]
@@ -210,25 +271,12 @@ fn the_listing_keeps_its_order() {
 }
 
 #[test]
-fn incomplete_or_foreign_evidence_proves_nothing() {
+fn foreign_evidence_proves_nothing() {
     let (live, info) = run(compactor_output(1, 0x21), (0x31, 0x32));
-    let mut bare = Manifest { runs: vec![info], ..manifest() };
+    let bare = Manifest { runs: vec![info], checkpoints: vec![], ..manifest() };
     let refused = |current: &Current, manifest: &Manifest, runs: &[Run]| {
         Evidence::new(current, manifest, &[], runs).unwrap_err().0
     };
-    assert!(
-        refused(&current(), &bare, slice::from_ref(&live)).contains("\"nightly\" was not read")
-    );
-    bare.checkpoints = vec![Checkpoint {
-        name: "n".into(),
-        manifest: manifest_id(2),
-        digest: Digest(0),
-        created_ms: 0,
-        expires_ms: None,
-    }];
-    assert!(refused(&current(), &bare, slice::from_ref(&live)).contains("\"n\" was not read"));
-    bare.checkpoints.clear();
-    assert!(refused(&current(), &bare, &[]).contains("was not read"));
     assert!(Evidence::new(&current(), &bare, &[], slice::from_ref(&live)).is_ok());
 
     let another_read = Current { manifest: manifest_id(8), version: 8, ..current() };

@@ -15,6 +15,7 @@
 //!   "replay_from": 1042,
 //!   "history_from": 3,
 //!   "lease_ms": 2000,
+//!   "l0_stop": 24,
 //!   "writer": {
 //!     "epoch": 2,
 //!     "uuid": "0198f2c4-0000-7000-8000-000000000003",
@@ -31,7 +32,7 @@
 //!   },
 //!   "probed": true,
 //!   "nonce": "0198f2c4-0000-7000-8000-000000000005",
-//!   "crc": "e4070470"
+//!   "crc": "f645da3d"
 //! }
 //! ```
 //! The tail from the comma before `crc` on always has the same length, so damage to it is as
@@ -77,6 +78,10 @@ pub struct Current {
     pub history_from: u64,
     /// How long a writer that held the role may go on answering reads.
     pub lease_ms: u64,
+    /// SSTs in L0 at which the writer takes no write any more, so that the compactor begins well
+    /// before; 0 = no writer has said it.
+    #[serde(default)]
+    pub l0_stop: u64,
     /// Who owns the log.
     pub writer: WriterClaim,
     /// Who makes runs.
@@ -160,6 +165,7 @@ impl Current {
             replay_from: WalId::FIRST,
             history_from: manifest.version,
             lease_ms: 0,
+            l0_stop: 0,
             writer: WriterClaim {
                 epoch: Epoch(0),
                 uuid: nobody,

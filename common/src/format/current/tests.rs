@@ -15,6 +15,7 @@ const GOLDEN: &str = r#"{
   "replay_from": 1042,
   "history_from": 3,
   "lease_ms": 2000,
+  "l0_stop": 24,
   "writer": {
     "epoch": 2,
     "uuid": "0198f2c4-0000-7000-8000-000000000003",
@@ -31,7 +32,7 @@ const GOLDEN: &str = r#"{
   },
   "probed": true,
   "nonce": "0198f2c4-0000-7000-8000-000000000005",
-  "crc": "e4070470"
+  "crc": "f645da3d"
 }
 "#;
 

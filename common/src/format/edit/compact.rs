@@ -17,7 +17,12 @@ struct Place {
 }
 
 impl Compact {
-    pub(super) fn apply(&self, current: &Current, next: &mut Manifest) -> Result<(), Rejected> {
+    pub(super) fn apply(
+        &self,
+        current: &Current,
+        next: &mut Manifest,
+        now_ms: u64,
+    ) -> Result<(), Rejected> {
         check_epoch(self.epoch, current.compactor.epoch)?;
         let place = self.locate(next)?;
         self.check_outputs(next)?;
@@ -25,7 +30,7 @@ impl Compact {
 
         next.l0.truncate(place.l0_from);
         next.runs.splice(place.runs, self.outputs.iter().map(|output| output.info.clone()));
-        let (version, time_ms) = (next.id.version, self.time_ms);
+        let (version, time_ms) = (next.id.version, now_ms);
         let retired = retired.into_iter().map(|object| Retired { object, version, time_ms });
         next.retired.extend(retired);
         Ok(())
@@ -86,7 +91,8 @@ impl Compact {
         Ok(())
     }
 
-    /// What leaves the tree: the inputs' run objects, and their SSTs that no output took over.
+    /// What leaves the tree: the input runs, and the SSTs of L0 that no output took over. The SSTs
+    /// of a run are not named: its object does, for as long as the run is in `retired`.
     fn retired(&self, place: &Place, manifest: &Manifest) -> Result<Vec<RetiredObject>, Rejected> {
         let from_l0 = manifest.l0.iter().skip(place.l0_from);
         let inputs: Vec<&SstInfo> =
@@ -104,8 +110,8 @@ impl Compact {
                 format!("SST {} was committed before", sst.id)
             })?;
         }
-        let ssts = inputs.iter().map(|sst| sst.id).filter(|id| !kept.contains(id));
+        let l0 = self.l0.iter().filter(|id| !kept.contains(*id)).copied();
         let runs = self.runs.iter().map(|run| RetiredObject::Run(run.id));
-        Ok(ssts.map(RetiredObject::Sst).chain(runs).collect())
+        Ok(l0.map(RetiredObject::Sst).chain(runs).collect())
     }
 }

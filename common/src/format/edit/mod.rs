@@ -72,8 +72,9 @@ pub struct Flush {
 
 /// Neighbouring sources became runs that stand where they stood.
 ///
-/// An SST of an input may stand in an output as it is (a trivial move); all others of the inputs
-/// are retired, and so are the inputs' run objects.
+/// An SST of an input may be in an output as it is (a trivial move). What leaves the tree is
+/// retired: the input runs by their names, which stand for all of their SSTs, and the SSTs of L0
+/// that were not moved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Compact {
     /// The compactor's epoch, under which runs and new SSTs were made.
@@ -84,8 +85,6 @@ pub struct Compact {
     pub runs: Vec<Run>,
     /// What replaces them, newest first; none where nothing was left.
     pub outputs: Vec<Output>,
-    /// Wall time of the compactor, Unix milliseconds: from when the inputs are kept a while.
-    pub time_ms: u64,
 }
 
 /// A run that is in the bucket but not yet in the tree.
@@ -128,13 +127,15 @@ pub struct Retain {
     pub deleted: Vec<RetiredObject>,
 }
 
-/// Names that were never used before, drawn for one attempt of a commit.
+/// Names that were never used before, drawn for one attempt of a commit, and its time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fresh {
     /// For the manifest.
     pub manifest: Uuid,
     /// For CURRENT.
     pub nonce: Uuid,
+    /// Wall time of this attempt, Unix milliseconds: from when what it retires is kept a while.
+    pub now_ms: u64,
 }
 
 /// What to PUT, and what to swap in after it.
@@ -203,7 +204,7 @@ pub fn apply(
     let mut moved = Moved { replay_from: current.replay_from, history_from: current.history_from };
     match edit {
         Edit::Flush(flush) => flush.apply(current, &mut next, &mut moved)?,
-        Edit::Compact(compact) => compact.apply(current, &mut next)?,
+        Edit::Compact(compact) => compact.apply(current, &mut next, fresh.now_ms)?,
         Edit::Pin(pin) => pin.apply(current, &mut next)?,
         Edit::Release(release) => release.apply(&mut next)?,
         Edit::Retain(retain) => retain.apply(current, &mut next, &mut moved)?,

@@ -24,6 +24,8 @@
 //! - So the seqs of L0 fall from one SST to the next without overlap, and so do their stretches of
 //!   the chain; none reaches beyond `flushed_seq` and `replay_from`.
 //! - No id stands twice in `l0`, `runs` and `retired` together.
+//! - `retired` names runs, and SSTs of L0. The SSTs of a retired run are named by its object, which
+//!   is the last of them to be deleted.
 //! - L0 is made by writers and runs by compactors, under epochs not above the copies (but for
 //!   objects that live in another database).
 //! - `wal_from` is not after `replay_from`; checkpoints name older manifests, each by its own name.
@@ -181,7 +183,7 @@ pub struct RunInfo {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Retired {
-    /// An SST or a run.
+    /// An SST of L0 or a run.
     pub object: RetiredObject,
     /// The first version of the manifest without it.
     pub version: u64,
@@ -193,9 +195,9 @@ pub struct Retired {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RetiredObject {
-    /// An SST.
+    /// An SST of L0.
     Sst(OutputId),
-    /// A run object.
+    /// A run: its object, and the SSTs that it names and nothing else does.
     Run(OutputId),
 }
 

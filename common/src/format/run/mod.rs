@@ -60,6 +60,23 @@ impl Run {
         Ok(run)
     }
 
+    /// The run of this name, of which no digest is known any more since it has left the tree: the
+    /// frame's own checksum is what it is held to.
+    ///
+    /// # Errors
+    /// `Corrupt` if the bytes are another run's, or break an invariant.
+    pub fn parse_retired(
+        bytes: &[u8],
+        id: OutputId,
+        database: DatabaseId,
+    ) -> Result<Self, Corrupt> {
+        let run = Self::parse(bytes, &Digest::of(bytes))?;
+        law(run.id == id && run.database == database, || {
+            format!("it is run {} of database {}", run.id, run.database)
+        })?;
+        Ok(run)
+    }
+
     /// What a manifest says of this run, whose object has this digest and size.
     pub fn info(&self, digest: Digest, object_bytes: u64) -> RunInfo {
         let sum =

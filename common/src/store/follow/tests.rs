@@ -86,8 +86,11 @@ impl Chain {
             time_ms: 0,
         });
         let version = u128::from(known.current.version);
-        let fresh =
-            Fresh { manifest: Uuid::from_u128(version), nonce: Uuid::from_u128(version << 8) };
+        let fresh = Fresh {
+            manifest: Uuid::from_u128(version),
+            nonce: Uuid::from_u128(version << 8),
+            now_ms: 0,
+        };
         let commit = apply(&known.current, &known.manifest, &edit, fresh).unwrap();
         self.bucket.put(&Object::Manifest(commit.manifest.id), commit.body).await.unwrap();
         let body = commit.current.encode();

@@ -15,10 +15,11 @@ use object_store::path::Path;
 use object_store::{Error, GetOptions, ObjectMeta, PutPayload, Result};
 use xxhash_rust::xxh3::Xxh3;
 
+use crate::clock::{Clock as _, SystemClock};
 use crate::store::answer::NothingHappened;
 
 /// Stands in the names of files that are not objects.
-const MARK: char = '#';
+pub(super) const MARK: char = '#';
 
 /// The files under one root.
 #[derive(Debug)]
@@ -26,6 +27,9 @@ pub(super) struct Files {
     root: PathBuf,
     /// Directories that this process knows to be durable.
     durable: Mutex<BTreeSet<PathBuf>>,
+    /// In the names of staged files: no other process, of this or another pid namespace, before or
+    /// after, has the same.
+    tag: String,
     staged: AtomicU64,
 }
 
@@ -33,7 +37,7 @@ pub(super) struct Files {
 #[derive(Debug)]
 pub(super) struct Staged {
     pub(super) file: File,
-    path: PathBuf,
+    pub(super) path: PathBuf,
     place: PathBuf,
 }
 
@@ -46,7 +50,9 @@ pub(super) struct Read {
 
 impl Files {
     pub(super) fn new(root: PathBuf) -> Self {
-        Self { root, durable: Mutex::default(), staged: AtomicU64::new(0) }
+        let since_boot = SystemClock::default().boot().as_nanos();
+        let tag = format!("{}-{since_boot:x}", std::process::id());
+        Self { root, durable: Mutex::default(), tag, staged: AtomicU64::new(0) }
     }
 
     pub(super) fn root(&self) -> &FilePath {
@@ -78,61 +84,36 @@ impl Files {
         Ok(e_tag(payload.iter()))
     }
 
-    /// Replaces an object if its ETag still is `known`; returns the new one.
-    pub(super) fn swap(
-        &self,
-        location: &Path,
-        payload: &PutPayload,
-        known: &str,
-    ) -> Result<String> {
-        let place = self.place(location)?;
-        let refused =
-            |why: String| Error::Precondition { path: location.to_string(), source: why.into() };
-        if !place.exists() {
-            return Err(refused("the file does not exist".to_owned()));
-        }
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(marked(&place, "lock"))
-            .map_err(nothing_happened)?;
-        // Freed when the file is closed, at the latest by the end of the process.
-        lock.lock().map_err(nothing_happened)?;
-        let found = match fs::read(&place) {
-            Ok(bytes) => e_tag([&Bytes::from(bytes)]),
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                return Err(refused("the file does not exist".to_owned()));
-            }
-            Err(error) => return Err(nothing_happened(error)),
-        };
-        if found != known {
-            // As with "exists": who reads the winner next may rely on it.
-            sync_parent(&place).map_err(nothing_happened)?;
-            return Err(refused(format!("the ETag is {found}, not {known}")));
-        }
-        self.stage_all(location, payload)?.put_in_place()?;
-        Ok(e_tag(payload.iter()))
-    }
-
     /// Begins an object.
     pub(super) fn stage(&self, location: &Path) -> Result<Staged> {
+        self.stage_as(location, "")
+    }
+
+    /// Begins an object, in a file whose mark begins with `kind`.
+    fn stage_as(&self, location: &Path, kind: &str) -> Result<Staged> {
         let place = self.place(location)?;
         self.make_parent_durable(&place).map_err(nothing_happened)?;
-        loop {
-            let count = self.staged.fetch_add(1, Ordering::Relaxed);
-            let path = marked(&place, &format!("{}-{count}", std::process::id()));
-            match OpenOptions::new().write(true).create_new(true).open(&path) {
-                Ok(file) => return Ok(Staged { file, path, place }),
-                // Left by a process of the same number.
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(nothing_happened(error)),
-            }
-        }
+        let count = self.staged.fetch_add(1, Ordering::Relaxed);
+        let path = marked(&place, &format!("{kind}{}-{count}", self.tag));
+        let file = OpenOptions::new().write(true).create_new(true).open(&path);
+        let file = file.map_err(nothing_happened)?;
+        // Freed by the end of the process at the latest: what is locked is not swept.
+        file.try_lock().unwrap_or_default();
+        Ok(Staged { file, path, place })
     }
 
     fn stage_all(&self, location: &Path, payload: &PutPayload) -> Result<Staged> {
-        let mut staged = self.stage(location)?;
+        self.stage_all_as(location, "", payload)
+    }
+
+    /// An object whose bytes are written and synced, and that is not yet in its place.
+    pub(super) fn stage_all_as(
+        &self,
+        location: &Path,
+        kind: &str,
+        payload: &PutPayload,
+    ) -> Result<Staged> {
+        let mut staged = self.stage_as(location, kind)?;
         for piece in payload {
             staged.file.write_all(piece).map_err(nothing_happened)?;
         }
@@ -242,7 +223,7 @@ impl Files {
     }
 
     /// Where an object's file is.
-    fn place(&self, location: &Path) -> Result<PathBuf> {
+    pub(super) fn place(&self, location: &Path) -> Result<PathBuf> {
         let name = location.as_ref();
         if name.is_empty() || name.contains(MARK) {
             let source = format!("{name:?} cannot be the name of an object").into();
@@ -292,6 +273,16 @@ impl Staged {
         fs::rename(&self.path, &self.place).map_err(nothing_happened)?;
         sync_parent(&self.place).map_err(unsure)
     }
+
+    /// Moves the synced file to its place, durably; false, and nothing has changed, if another swap
+    /// has removed it meanwhile.
+    pub(super) fn put_in_place_unless_revoked(self) -> Result<bool> {
+        match fs::rename(&self.path, &self.place) {
+            Ok(()) => sync_parent(&self.place).map(|()| true).map_err(unsure),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(nothing_happened(error)),
+        }
+    }
 }
 
 impl Drop for Staged {
@@ -310,7 +301,7 @@ pub(super) fn e_tag<'a>(pieces: impl IntoIterator<Item = &'a Bytes>) -> String {
     format!("\"{:032x}\"", digest.digest128())
 }
 
-fn marked(place: &FilePath, what: &str) -> PathBuf {
+pub(super) fn marked(place: &FilePath, what: &str) -> PathBuf {
     let mut name = OsString::from(place);
     name.push(format!("{MARK}{what}"));
     name.into()
@@ -338,12 +329,12 @@ fn sync(directory: &FilePath) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-fn sync_parent(place: &FilePath) -> io::Result<()> {
+pub(super) fn sync_parent(place: &FilePath) -> io::Result<()> {
     place.parent().map_or(Ok(()), sync)
 }
 
 /// Nothing has changed where this error is told.
-fn nothing_happened(error: io::Error) -> Error {
+pub(super) fn nothing_happened(error: io::Error) -> Error {
     Error::Generic { store: "LocalDirectory", source: Box::new(NothingHappened(error)) }
 }
 

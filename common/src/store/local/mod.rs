@@ -1,18 +1,19 @@
 //! A directory as an object store: durable, create-once and with compare-and-swap, which the store
 //! that `object_store` brings for directories lacks.
 //!
-//! **Layout**: an object is the file of its name under the root. Names with `#` are not objects:
-//! `NAME#lock` serialises swaps of NAME, `NAME#PID-COUNT` is a write on its way, or one that a
-//! crash has left.
+//! **Layout**: an object is the file of its name under the root, CURRENT among them: what is copied,
+//! restored or deleted by hand is what the database sees. Names with `#` are not objects:
+//! `NAME#PID-…` is a write on its way, `NAME#swap-PID-…` a swap, or what a kill has left of one
+//! ([`sweep`]); `NAME#lock` is whose turn it is to swap NAME.
 //!
 //! **Invariants**
 //! - An object appears whole or not at all: bytes are written beside it, synced, and then linked
 //!   (create) or renamed (overwrite, swap) into place, and the directory is synced.
 //! - An ETag is a digest of the content. What is swapped never returns to an earlier content, so
 //!   equal ETags mean that nothing has changed. Only whole reads and writes give one.
-//! - Swaps hold an exclusive `flock` from the comparison to the sync, on the thread that does the
-//!   work: a caller that goes away neither frees the lock early nor leaves it. So any number of
-//!   processes on one machine may share a directory. Network file systems are not supported.
+//! - Any number of processes on one machine may share a directory, and none waits for one that was
+//!   stopped: a swap that was overtaken cannot land any more ([`swap`]). Network file systems are
+//!   not supported.
 //! - "Exists" is told only once the existing object is durable, since callers take it for their own
 //!   success; and before anything is deleted, the root's entries are durable, since CURRENT may
 //!   have been the reason.
@@ -35,6 +36,8 @@ use self::files::Files;
 use self::upload::LocalUpload;
 
 mod files;
+mod swap;
+mod sweep;
 #[cfg(test)]
 mod tests;
 mod upload;
@@ -52,6 +55,20 @@ impl LocalDirectory {
     /// A store in the directory at an absolute path, which the first write creates.
     pub fn new(root: impl Into<PathBuf>) -> Self {
         Self { files: Arc::new(Files::new(root.into())) }
+    }
+
+    /// The store of a `file://` URL; `None` for every other.
+    pub fn of_url(url: &str) -> Option<Self> {
+        url.strip_prefix("file://").map(Self::new)
+    }
+
+    /// Removes what killed processes have left; returns how many files and bytes. Costs one walk
+    /// over the directory.
+    ///
+    /// # Errors
+    /// If the directory cannot be read.
+    pub async fn sweep(&self) -> Result<(u64, u64)> {
+        self.blocking(Files::sweep).await
     }
 
     /// Work on files, on a thread that may wait.
