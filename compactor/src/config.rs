@@ -32,6 +32,14 @@ const SETTINGS: &[Setting] = &[
          address unless set, or this machine's own where that is 0.0.0.0",
     ),
     Setting::new(
+        "takeover_after",
+        Kind::Span,
+        "5s",
+        "A compactor that starts while another is active waits, and takes over once that one has \
+         not answered, and made nothing, for so long. Shorter risks that the jobs of a compactor \
+         that is only slow are done again",
+    ),
+    Setting::new(
         "poll_interval",
         Kind::Span,
         "1s",
@@ -113,6 +121,8 @@ pub struct Config {
     pub only: Option<Only>,
     /// Where others reach this process.
     pub advertise: Option<String>,
+    /// Silence of the active compactor before another takes over.
+    pub takeover_after: Span,
     /// Between two looks at CURRENT.
     pub poll_interval: Span,
     /// What the collector keeps, and how often it looks.

@@ -1,7 +1,7 @@
 //! The compactor: keeps the tree in shape, and deletes what nobody needs any more.
 //!
 //! ```text
-//! life (wait, claim) -> schedule -> pick -> task (plan, job, commit)    under the compactor's epoch
+//! standby -> life (wait, claim) -> schedule -> pick -> task (plan, job, commit)    under the compactor's epoch
 //!                    -> gc                                            under none, by any number
 //! blacklist, check: damaged inputs, and looking at them again
 //! routes, node: the HTTP surface; board: what it knows of jobs
@@ -30,6 +30,7 @@ pub mod pick;
 pub mod plan;
 pub mod routes;
 pub mod schedule;
+pub mod standby;
 pub mod task;
 #[cfg(test)]
 mod tests;
@@ -47,7 +48,7 @@ use cairn_common::http::metrics::Metrics;
 use cairn_common::http::shell;
 use cairn_common::http::surface::Surface;
 use cairn_common::process::{self, Frame};
-use cairn_common::store::object::{Bucket, StoreSettings};
+use cairn_common::store::object::{Bucket, StoreSettings, is_on_network};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -56,6 +57,7 @@ use self::board::Board;
 use self::config::{Config, Only, PROGRAM};
 use self::life::{Counters, Graces, Life};
 use self::node::{CompactorNode, Phase};
+use self::standby::{HttpPeers, Standby};
 
 /// The process; `args` begins with its name.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -78,7 +80,8 @@ pub async fn run(config: Config, bucket: Bucket, frame: Frame) -> Result<()> {
     metrics.register_store(bucket.clone());
     let url = config.advertise.clone().or_else(|| address::own_url(&data));
     let runs_jobs = config.only != Some(Only::Gc);
-    let (life, node) = assemble(config, bucket, &env, (url, Counters::register(&metrics)));
+    let counters = Counters::register(&metrics);
+    let (life, node) = assemble(config, bucket, &env, (url, counters));
 
     let surface = Surface::new(limits, metrics, Arc::clone(&env.clock));
     let routes = if runs_jobs { routes::routes(Arc::clone(&node)) } else { Router::new() };
@@ -89,13 +92,42 @@ pub async fn run(config: Config, bucket: Bucket, frame: Frame) -> Result<()> {
     servers.spawn(shell::serve(ops, surface.ops(node, Router::new()), limits, closed.clone()));
 
     let worked = tokio::select! {
-        worked = life.run(shutdown, |epoch| announce.ready(epoch)) => worked,
+        worked = async {
+            if runs_jobs {
+                tokio::select! {
+                    biased;
+                    () = shutdown.cancelled() => return Ok(()),
+                    waited = stand_by(&life, || announce.standby()) => waited?,
+                }
+            }
+            life.run(shutdown, |epoch| announce.ready(epoch)).await
+        } => worked,
         // None ends by itself but by a panic.
         broken = shell::ended(&mut servers) => broken,
     };
     closed.cancel();
     let served = shell::ended(&mut servers).await;
     worked.and(served)
+}
+
+/// Waits while another compactor is active.
+async fn stand_by(life: &Life, announce: impl FnOnce()) -> Result<()> {
+    let store = life.bucket.url();
+    // On a network store every host has the same loopback addresses.
+    let is_own = |url: &String| !(address::is_loopback(url) && is_on_network(store));
+    let peers = HttpPeers::new()?;
+    let standby = Standby {
+        env: &life.env,
+        bucket: &life.bucket,
+        peers: &peers,
+        takeover_after: life.config.takeover_after.0,
+        url: life.url.clone().filter(is_own),
+    };
+    let waiting = || {
+        life.phase.send_replace(Phase::Standby);
+        announce();
+    };
+    standby.wait(waiting).await
 }
 
 /// A life, and the node that tells of it.

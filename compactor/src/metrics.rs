@@ -119,9 +119,9 @@ impl GcMetrics {
         this
     }
 
-    /// What [`GcMetrics::stopped`] was told last.
+    /// What [`GcMetrics::met_damage`] was told last.
     pub fn is_stopped(&self) -> bool {
-        self.stopped.get() == 1
+        self.stopped.get() > 0
     }
 
     /// Objects of this kind were deleted.
@@ -139,8 +139,8 @@ impl GcMetrics {
         self.failures.inc();
     }
 
-    /// Whether damage keeps collection from deleting all that it could.
-    pub fn stopped(&self, is_stopped: bool) {
-        self.stopped.set(i64::from(is_stopped));
+    /// So many times the last pass was kept from deleting all that it could.
+    pub fn met_damage(&self, count: usize) {
+        self.stopped.set(gauge(count));
     }
 }

@@ -21,6 +21,8 @@ use crate::board::Board;
 pub enum Phase {
     /// It reaches for the store.
     Starting,
+    /// Another compactor is active.
+    Standby,
     /// There is no database yet.
     Waiting,
     /// It works; under an epoch, unless it only collects.
@@ -33,6 +35,7 @@ impl Phase {
     fn name(self) -> &'static str {
         match self {
             Self::Starting => "starting",
+            Self::Standby => "standby",
             Self::Waiting => "waiting",
             Self::Working(_) => "working",
             Self::Stopping => "stopping",
@@ -61,6 +64,9 @@ impl Node for CompactorNode {
         let problem = match *self.phase.borrow() {
             Phase::Working(_) => return Ok(()),
             Phase::Starting => Problem::new(Code::NotYet, "the store has not answered yet"),
+            Phase::Standby => {
+                Problem::new(Code::Standby, "another compactor is active; this one waits")
+            }
             Phase::Waiting => Problem::new(Code::NotYet, "there is no database here yet"),
             Phase::Stopping => Problem::new(Code::Standby, "this compactor is stopping"),
         };
@@ -83,6 +89,11 @@ impl Node for CompactorNode {
         }
         if let Phase::Working(Some(epoch)) = phase {
             status.epoch = Some(epoch);
+            let claim = self.seen.borrow().as_ref().map(|seen| seen.current.compactor.clone());
+            if let Some(claim) = claim.filter(|claim| claim.epoch == epoch) {
+                // By this a second compactor knows whether it is this one that holds the role.
+                status.more.insert("instance", json!(claim.uuid));
+            }
         }
         status.more.insert("state", json!(phase.name()));
         status.more.insert("compactions", json!(self.board.jobs()));

@@ -71,7 +71,7 @@ pub struct Scheduler {
 /// What a task comes back with.
 #[derive(Debug)]
 enum Ended {
-    Job(Uuid, Result<Snapshot, Failed>),
+    Job(Uuid, Box<Result<Snapshot, Failed>>),
     /// A damaged SST was looked at again.
     Check(Object, Result<()>),
 }
@@ -179,7 +179,7 @@ impl Scheduler {
                 () = cancel.cancelled() => return Ok(()),
                 Some(ended) = self.tasks.join_next() => {
                     match ended.map_err(|error| Error::unavailable("a job", error))? {
-                        Ended::Job(id, ended) => self.end_job(id, ended).await?,
+                        Ended::Job(id, ended) => self.end_job(id, *ended).await?,
                         Ended::Check(object, ended) => self.end_check(object, ended),
                     }
                 }
@@ -372,7 +372,7 @@ impl Scheduler {
         };
         assert_eq!(task.inputs.sources().len(), input_count, "a job over what is in the tree");
         self.running.insert(id, job);
-        self.tasks.spawn(async move { Ended::Job(id, task.run().await) });
+        self.tasks.spawn(async move { Ended::Job(id, Box::new(task.run().await)) });
     }
 
     /// Takes note of a job's end. An error means that this process must end.

@@ -137,6 +137,22 @@ async fn serves_and_stops_again(process: Process) {
 }
 
 #[tokio::test]
+async fn second_compactor_stands_by_and_takes_over() {
+    let cluster = Cluster::at(Pace::Usual);
+    let mut writer = cluster.start(Kind::Writer, &[]);
+    writer.ready().await;
+    let mut first = cluster.start(Kind::Compactor, &[]);
+    assert_eq!(first.ready().await.epoch, Some(1));
+    let mut second = cluster.start(Kind::Compactor, &["--takeover-after=500ms"]);
+    second.announced("standby").await.unwrap();
+    assert_eq!(status_of(&second, "/readyz").await, 503);
+    first.kill().await;
+    assert_eq!(second.ready().await.epoch, Some(2), "{second:?}");
+    serves_and_stops_again(second).await;
+    assert_eq!(writer.stop().await, 0);
+}
+
+#[tokio::test]
 async fn each_only_waits_for_a_database() {
     for only in ["--only=compact", "--only=gc"] {
         let cluster = Cluster::at(Pace::Usual);

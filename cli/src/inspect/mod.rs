@@ -9,7 +9,7 @@ use cairn_common::Error;
 use cairn_common::config::Span;
 use cairn_common::env::Env;
 use cairn_common::format::collect::{Evidence, Grace, Stored};
-use cairn_common::format::manifest::{Manifest, RunInfo, SstInfo};
+use cairn_common::format::manifest::{Manifest, RetiredObject, RunInfo, SstInfo};
 use cairn_common::format::path::{Object, ObjectKind};
 use cairn_common::format::run::Run;
 use cairn_common::store::cache::BlockCache;

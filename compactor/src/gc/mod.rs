@@ -129,7 +129,7 @@ impl Collector {
     /// Says once that damage holds collection up, and once that it is over; the number of passes in
     /// a row that met it.
     fn note_damage(&self, damage: Option<String>, before: u32) -> u32 {
-        self.metrics.stopped(damage.is_some());
+        self.metrics.met_damage(usize::from(damage.is_some()));
         let Some(damage) = damage else {
             if before > 0 {
                 tracing::info!("collection is complete again");
@@ -243,15 +243,13 @@ impl Collector {
                 return Ok((snapshot, reading));
             }
             // Another commit and another collector may have come between our reads.
-            match self.manifests.refresh(&snapshot).await? {
-                Some(newer) => snapshot = newer,
-                None => {
-                    for (object, cause) in &reading.damaged {
-                        self.bucket.damage().report(object, cause);
-                    }
-                    return Ok((snapshot, reading));
+            let Some(newer) = self.manifests.refresh(&snapshot).await? else {
+                for (object, cause) in &reading.damaged {
+                    self.bucket.damage().report(object, cause);
                 }
-            }
+                return Ok((snapshot, reading));
+            };
+            snapshot = newer;
         }
         Err(Error::unavailable("collection", "CURRENT moves on faster than it can be followed"))
     }
