@@ -116,7 +116,10 @@ async fn flush(
     Params::parse(request.uri().query(), &[])?;
     let writer = node.serving(arrival.deadline()).await?;
     let flushed = arrival.deadline().limit("memtables were flushed", writer.flush()).await?;
-    let seq = flushed.map_err(|unwritten| refused(&writer, unwritten))?;
+    let seq = match flushed {
+        Ok(seq) => seq,
+        Err(unwritten) => return Err(refused(&writer, unwritten).await),
+    };
     Ok(([(CAIRN_SEQ, seq.to_string())], Json(Written { seq })).into_response())
 }
 
