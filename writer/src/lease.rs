@@ -264,10 +264,10 @@ pub async fn keep(lease: &Lease, front: &Front, ssts: &Arc<SstStore>) -> Result<
     let news = Notify::new();
     let renewing = async {
         loop {
-            pass(lease.publish(front.l0_stop()).await)?;
             tokio::time::sleep((lease.duration() / 2).min(RENEW_INTERVAL_MAX)).await;
             pass(lease.renew().await.map(drop))?;
             news.notify_one();
+            pass(lease.publish(front.l0_stop()).await)?;
             if lease.is_to_be_lowered().await {
                 pass(lease.lower().await)?;
             }
