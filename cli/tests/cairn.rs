@@ -287,7 +287,7 @@ fn a_value_that_breaks_off_leaves_no_file() {
 
 fn the_bucket_can_be_looked_into(cluster: &Cluster) {
     let wal = cluster.inspect(&["wal"]);
-    assert!(wal.contains("fence, next ") && wal.contains("data"), "{wal}");
+    assert!(wal.contains("the chain from wal ") && wal.contains("data"), "{wal}");
     let compacted = cairn().args(["compact", "--url", cluster.url("compactor")]).output().unwrap();
     assert!(compacted.status.success(), "{}", text(&compacted.stderr));
     let status = cluster.inspect(&["status"]);

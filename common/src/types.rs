@@ -57,6 +57,9 @@ pub struct WalId(pub u64);
 impl WalId {
     /// The first position of every chain.
     pub const FIRST: Self = Self(1);
+    /// The last id that an object may have: a count that no writer reaches, so far below the end
+    /// of the numbers that no sum of an id and a jump overflows.
+    pub const MAX: Self = Self(1 << 62);
 
     /// The id right after this one.
     #[must_use]

@@ -1,8 +1,8 @@
 //! The compactor: keeps the tree in shape, and deletes what nobody needs any more.
 //!
 //! ```text
-//! standby -> life (wait, claim) -> schedule -> pick -> task (plan, job, commit)    under the compactor's epoch
-//!                    -> gc                                            under none, by any number
+//! standby -> life (wait, claim) -> schedule -> pick -> task (plan, job, commit)   under the epoch
+//!                               -> gc                                    under none, by any number
 //! blacklist, check: damaged inputs, and looking at them again
 //! routes, node: the HTTP surface; board: what it knows of jobs
 //! ```

@@ -22,6 +22,7 @@ use cairn_common::format::path::Object;
 use cairn_common::format::run::Run;
 use cairn_common::lsm::tree::{Stat, Tree};
 use cairn_common::lsm::visible::Rules;
+use cairn_common::store::commit::deposed;
 use cairn_common::store::manifest::{Manifests, Snapshot};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -191,7 +192,7 @@ impl Scheduler {
 
     fn check_epoch(&self) -> Result<()> {
         let (held, found) = (self.tools.making.epoch, self.snapshot.current.compactor.epoch);
-        if held == found { Ok(()) } else { Err(Error::Fenced { held, found }) }
+        if held == found { Ok(()) } else { Err(deposed(held, found)) }
     }
 
     async fn poll(&mut self) -> Result<()> {
@@ -241,8 +242,8 @@ impl Scheduler {
         Ok(())
     }
 
-    /// The objects of the runs of the tree, but for those that cannot be read. One that fails twice,
-    /// with a look at CURRENT between, is damaged.
+    /// The objects of the runs of the tree, but for those that cannot be read. One that fails
+    /// twice, with a look at CURRENT between, is damaged.
     async fn load_runs(&mut self) -> Result<Vec<Arc<Run>>> {
         let manifest = Arc::clone(&self.snapshot.manifest);
         self.catalog.keep(&manifest.runs.iter().map(|run| run.id).collect());
@@ -399,7 +400,7 @@ impl Scheduler {
             }
             Err(Failed { error: error @ Error::Fenced { .. }, .. }) => Err(error),
             Err(Failed { error, damage: Some(damage) }) => {
-                // SUBTLE: under a newer epoch, inputs are deleted: then this is the end, not damage.
+                // SUBTLE: under a newer epoch inputs are deleted: this is the end, not damage.
                 self.poll().await?;
                 self.check_epoch()?;
                 let (now, registry) = (self.tools.env.clock.boot(), self.tools.bucket.damage());

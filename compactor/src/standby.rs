@@ -87,8 +87,8 @@ pub struct Standby<'a> {
 }
 
 impl Standby<'_> {
-    /// Returns when the role is free to take, or there is no database yet. `waiting` is called once,
-    /// if it has to wait.
+    /// Returns when the role is free to take, or there is no database yet. `waiting` is called
+    /// once, if it has to wait.
     ///
     /// Costs a conditional GET every five seconds; while the active compactor is silent, a LIST of
     /// SSTs and runs each `takeover_after`. An unavailable store is waited for.
@@ -114,7 +114,8 @@ impl Standby<'_> {
             if is_active {
                 (heard_at, made) = (now, None);
                 if let Some(waiting) = waiting.take() {
-                    tracing::info!(%url, epoch = %claim.epoch, "another compactor is active: waiting");
+                    let epoch = claim.epoch;
+                    tracing::info!(%url, %epoch, "another compactor is active: waiting");
                     waiting();
                 }
             } else if made.is_none() {
@@ -149,6 +150,10 @@ impl Standby<'_> {
         loop {
             match manifests.load().await {
                 Err(error @ (Error::Unavailable(_) | Error::Indeterminate(_))) => {
+                    // A bucket that does not exist, or credentials that are refused, are no outage.
+                    if let Err(refused @ Error::Invalid(_)) = self.bucket.check().await {
+                        return Err(refused);
+                    }
                     tracing::warn!(%error, "the store does not answer; trying again");
                 }
                 loaded => return loaded,

@@ -3,11 +3,13 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
+use cairn_common::format::current::Current;
 use cairn_common::format::path::Object;
 use harness::cluster::Cluster;
 use harness::fake_s3::{BUCKET, Conditions, FakeS3};
-use harness::process::Kind;
+use harness::process::{Kind, executable};
 use reqwest::StatusCode;
 
 use crate::view;
@@ -107,6 +109,46 @@ async fn a_store_that_ignores_conditions_is_exit_4() {
     s3.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_went_bad_is_exit_4_at_each_claim() {
+    let cluster = Cluster::new();
+    let s3 = FakeS3::start_anywhere(1).await;
+    let store = format!("s3://{BUCKET}/db");
+    let mut writer = cluster.start_on(Kind::Writer, &store, &[], &s3.environment());
+    writer.ready().await;
+    assert_eq!(writer.stop().await, 0);
+    let before = s3.object("db/CURRENT");
+    // One request at a time it still does what it should.
+    s3.faults().set_conditions(Conditions::JudgedEarly);
+    let mut writer = cluster.start_on(Kind::Writer, &store, &[], &s3.environment());
+    assert_eq!(writer.announced("ready").await, None);
+    assert_eq!(writer.exit_code().await, 4, "{writer:?}");
+    assert!(says_why(&writer.log(), Kind::Writer), "{writer:?}");
+    assert_eq!(s3.object("db/CURRENT"), before, "nothing is claimed");
+    s3.stop().await;
+}
+
+/// Replaces CURRENT by one that a newer version wrote, which this one may read.
+fn upgrade(cluster: &Cluster) {
+    let path = cluster.root().join(Object::Current.path());
+    let current = Current { format: 2, ..cluster.current().expect("there is one") };
+    fs::write(path, current.encode()).expect("the root can be written to");
+}
+
+#[tokio::test]
+async fn a_newer_format_is_exit_2_and_untouched() {
+    let cluster = crashed().await;
+    upgrade(&cluster);
+    let before = cluster.current();
+    for kind in [Kind::Writer, Kind::Compactor] {
+        let mut process = cluster.start(kind, &[]);
+        assert_eq!(process.announced("ready").await, None, "{process:?}");
+        assert_eq!(process.exit_code().await, 2, "{process:?}");
+        assert!(process.log().contains("upgrade"), "{process:?}");
+    }
+    assert_eq!(cluster.current(), before, "nothing is claimed");
+}
+
 /// A database with some flushed and some unflushed data, whose writer was killed.
 async fn crashed() -> Cluster {
     let cluster = Cluster::new();
@@ -195,5 +237,46 @@ async fn a_damaged_object_on_the_chain_is_exit_5() {
     flip_a_bit(&cluster.newest_wal_object().unwrap());
     for kind in [Kind::Writer, Kind::Reader] {
         refuses_to_run(&cluster, kind).await;
+    }
+}
+
+/// A killed writer's log, from which somebody deleted an object in the middle.
+#[tokio::test]
+async fn a_lost_wal_object_is_exit_5() {
+    let cluster = crashed().await;
+    let wal = cluster.root().join("wal");
+    let names = || {
+        let files = fs::read_dir(&wal).unwrap().map(|file| file.unwrap().path());
+        let mut files: Vec<_> = files.map(|path| (path.clone(), fs::read(path).unwrap())).collect();
+        files.sort();
+        files
+    };
+    // The last groups are after the flush; the one before the last is proven by the last.
+    let all = names();
+    let (lost, bytes) = &all[all.len() - 3];
+    fs::remove_file(lost).unwrap();
+    let before = names();
+    for _ in 0..2 {
+        let mut writer = cluster.start(Kind::Writer, &[]);
+        assert_eq!(writer.announced("ready").await, None, "{writer:?}");
+        assert_eq!(writer.exit_code().await, 5, "{writer:?}");
+        let name = lost.file_name().unwrap().to_str().unwrap();
+        assert!(writer.log().contains(&format!("wal/{name}")), "{writer:?}");
+        assert!(says_why(&writer.log(), Kind::Writer), "{writer:?}");
+        assert_eq!(names(), before, "nothing is written to the log");
+    }
+    let store = format!("--store=file://{}", cluster.root().display());
+    for command in ["wal", "status"] {
+        let ended = Command::new(executable("cairn")).args([command, &store]).output().unwrap();
+        assert_eq!(ended.status.code(), Some(5), "{command}: {ended:?}");
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert!(said.contains(lost.file_name().unwrap().to_str().unwrap()), "{command}: {said}");
+    }
+    fs::write(lost, bytes).unwrap();
+    let mut writer = cluster.start(Kind::Writer, &[]);
+    writer.ready().await;
+    for n in 0..10 {
+        let got = view::client().get(format!("{}/v1/kv/{n}", writer.url())).send().await.unwrap();
+        assert_eq!(got.status(), StatusCode::OK, "{n}");
     }
 }

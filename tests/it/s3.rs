@@ -78,8 +78,52 @@ async fn a_store_that_ignores_conditions_is_refused() {
     let bucket = open(&fake.variables(), "db", settings());
     let verdict = probe(&bucket, Uuid::from_u128(1)).await.unwrap();
     let Verdict::Refused(text) = verdict else { panic!("{verdict:?}") };
-    for part in ["second create", "Use a store that does", "s3://cairn/db"] {
+    for part in ["several creates", "Use a store that does", "s3://cairn/db"] {
         assert!(text.contains(part), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_judges_and_then_writes_is_refused() {
+    let fake = FakeS3::start_anywhere(1).await;
+    fake.faults().set_conditions(Conditions::JudgedEarly);
+    let bucket = open(&fake.variables(), "db", settings());
+    let object = Object::Wal(WalId(1));
+    bucket.create(&object, "a".into()).await.unwrap();
+    let again = bucket.create(&object, "b".into()).await;
+    assert!(matches!(again, Err(Error::Conflict(_))), "one at a time it is right: {again:?}");
+    for n in 0..8 {
+        let verdict = probe(&bucket, Uuid::from_u128(n)).await.unwrap();
+        assert!(matches!(verdict, Verdict::Refused(_)), "{verdict:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_probe_is_cheap_and_leaves_nothing() {
+    let fake = FakeS3::start_anywhere(1).await;
+    let bucket = open(&fake.variables(), "db", settings());
+    let before = fake.faults().requests();
+    assert_eq!(probe(&bucket, Uuid::from_u128(1)).await.unwrap(), Verdict::Honoured);
+    let requests = fake.faults().requests() - before;
+    assert!(requests <= 40, "{requests} requests");
+    assert!(bucket.list(ObjectKind::Probe).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_probe_through_faults_refuses_no_good_store() {
+    let fake = FakeS3::start_anywhere(7).await;
+    let bucket = open(&fake.variables(), "db", impatient());
+    let shares = vec![
+        (Fault::LostResponse, 0.05),
+        (Fault::LostRequest, 0.05),
+        (Fault::ErrorAfter(500), 0.05),
+        (Fault::ErrorBefore(503), 0.05),
+        (Fault::ConflictBefore, 0.05),
+    ];
+    fake.faults().set_rates(Rates { shares });
+    for n in 0..16 {
+        let verdict = probe(&bucket, Uuid::from_u128(n)).await;
+        assert!(!matches!(verdict, Ok(Verdict::Refused(_))), "{verdict:?}");
     }
 }
 

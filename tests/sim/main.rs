@@ -2,6 +2,7 @@
 //! from one seed each. A failure names its seed; `CAIRN_SIM_FROM=seed CAIRN_SIM_SEEDS=1` tells that
 //! story again.
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
+#![expect(clippy::large_futures, reason = "a whole process is one future here")]
 
 mod audit;
 mod check;

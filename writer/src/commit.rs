@@ -7,6 +7,8 @@
 //! **Invariants** (PROTOCOL W1 to W3)
 //! - Id n is sent only if n < (lowest own id not yet proven) + window.
 //! - A group is proven only when its own PUT and those of all lower ids are.
+//! - An object says what was proven when it was sealed, never more: else a healthy log could be
+//!   taken for one that lost an object (T2b).
 //! - Another writer's object at one of our ids fences us: everything unproven is unknown.
 
 use std::collections::VecDeque;
@@ -50,10 +52,12 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// What an object of ours at `position` says of itself.
-    pub fn stamp(&self, position: Position) -> WalStamp {
+    /// What an object of ours at `position` says of itself, when everything before `unproven` is
+    /// proven.
+    pub fn stamp(&self, position: Position, unproven: WalId) -> WalStamp {
         let Self { database, epoch, writer } = *self;
-        WalStamp { database, id: position.id, epoch, writer, prev_seq: position.seq }
+        let Position { id, seq: prev_seq } = position;
+        WalStamp { database, id, epoch, writer, prev_seq, proven: WalId(unproven.0 - 1) }
     }
 }
 
@@ -153,8 +157,7 @@ impl Committer {
     /// is free.
     fn due_in(&self, now: Duration, interval: Duration) -> Option<Duration> {
         let bytes = self.writer.front.open_group_bytes()?;
-        let lowest = self.window.front().map_or(self.next.id, |sent| sent.id);
-        if self.next.id >= lowest.plus(self.pacing.window) {
+        if self.next.id >= self.lowest_unproven().plus(self.pacing.window) {
             return None;
         }
         if bytes >= self.pacing.wal_bytes_max {
@@ -164,10 +167,16 @@ impl Committer {
         Some(since.map_or(Duration::ZERO, |since| interval.saturating_sub(since)))
     }
 
+    /// The lowest of our ids that is not proven yet.
+    fn lowest_unproven(&self) -> WalId {
+        self.window.front().map_or(self.next.id, |sent| sent.id)
+    }
+
     fn seal(&mut self, now: Duration) -> Option<(WalId, Bytes)> {
         let id = self.next.id;
         let sealed = self.writer.front.seal(id)?;
-        let bytes = sealed.builder.finish(&self.identity.stamp(self.next));
+        let unproven = self.lowest_unproven();
+        let bytes = sealed.builder.finish(&self.identity.stamp(self.next, unproven));
         let (last_seq, outcome) = (sealed.last_seq, sealed.outcome);
         if planted("visible_before_durable") {
             outcome.send_replace(Outcome::Durable);

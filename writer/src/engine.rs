@@ -128,7 +128,8 @@ impl Engine {
         let limits = log.front();
         let takeover = parts.takeover(database, &limits);
         let taken = open::take_over(&takeover, claim, head).await?;
-        let Taken { identity, start, next, snapshot, verified_at, hold, wal } = taken;
+        let Taken { identity, start, next, is_bare, snapshot, verified_at, hold, wal } = taken;
+        let bare = is_bare.then_some(next);
         let front = Arc::new(Front::new(limits, start, Arc::clone(&parts.env.clock)));
         let (env, pacing) = (parts.env.clone(), log.pacing());
         let lease = Lease::new(takeover.manifests, env.clone(), claim.lease, snapshot, verified_at);
@@ -144,7 +145,7 @@ impl Engine {
         let flush_ssts = Arc::clone(&ssts);
         let flush_stop = stop.clone();
         tasks.spawn(async move {
-            (Task::Flush, flush::run(&flusher, &flushing, &flush_ssts, flush_stop).await)
+            (Task::Flush, flush::run(&flusher, &flushing, &flush_ssts, bare, flush_stop).await)
         });
         let leasing = Arc::clone(&writer);
         tasks.spawn(async move {

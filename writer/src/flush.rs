@@ -23,6 +23,7 @@ use cairn_common::store::sst::SstStore;
 use cairn_common::types::{Epoch, Role};
 use tokio_util::sync::CancellationToken;
 
+use crate::commit::Position;
 use crate::front::Frozen;
 use crate::lease;
 use crate::service::Writer;
@@ -79,6 +80,27 @@ impl Flusher {
         self.manifests.commit(known, &edit).await
     }
 
+    /// Commits that replay begins at `next`, behind fences that hold no data. One commit.
+    ///
+    /// # Errors
+    /// `Fenced`.
+    pub async fn pass_fences(
+        &self,
+        known: Snapshot,
+        epoch: Epoch,
+        next: Position,
+    ) -> Result<Snapshot> {
+        tracing::info!(replay_from = %next.id, "nothing is unflushed: replay begins here");
+        let edit = Edit::Flush(Flush {
+            epoch,
+            sst: None,
+            replay_from: next.id,
+            flushed_seq: next.seq,
+            time_ms: known.manifest.time_ms,
+        });
+        self.manifests.commit(known, &edit).await
+    }
+
     async fn put(&self, object: &Object, bytes: Bytes) -> Result<()> {
         let mut pause = lease::pause("cannot write L0");
         loop {
@@ -93,7 +115,8 @@ impl Flusher {
     }
 }
 
-/// Flushes memtables as they are frozen and proven, until `stop` is cancelled between two.
+/// Flushes memtables as they are frozen and proven, until `stop` is cancelled between two. First of
+/// all, replay moves to `bare`, if nothing but fences is before it.
 ///
 /// # Errors
 /// `Fenced`, and what damages the tree.
@@ -101,8 +124,18 @@ pub async fn run(
     flusher: &Flusher,
     Writer { front, lease, env, counters, .. }: &Writer,
     ssts: &Arc<SstStore>,
+    bare: Option<Position>,
     stop: CancellationToken,
 ) -> Result<()> {
+    if let Some(next) = bare {
+        let known = lease.snapshot().await;
+        tokio::select! {
+            biased;
+            // Only the next walk is longer without it.
+            () = stop.cancelled() => return Ok(()),
+            passed = flusher.pass_fences(known, lease.epoch(), next) => lease.note(passed?).await,
+        }
+    }
     loop {
         while let Some(frozen) = front.next_to_flush() {
             let began = env.clock.boot();

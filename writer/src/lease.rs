@@ -19,6 +19,7 @@ use cairn_common::faults::planted;
 use cairn_common::format::current::Current;
 use cairn_common::format::path::Object;
 use cairn_common::read::view::OpenTree;
+use cairn_common::store::commit::deposed;
 use cairn_common::store::manifest::{Manifests, Snapshot};
 use cairn_common::store::pause::Pause;
 use cairn_common::store::sst::SstStore;
@@ -198,7 +199,8 @@ impl Lease {
         .await
     }
 
-    /// Says in CURRENT at how many SSTs in L0 this writer stops, so that the compactor begins before.
+    /// Says in CURRENT at how many SSTs in L0 this writer stops, so that the compactor begins
+    /// before.
     /// Costs nothing if CURRENT says so already, as after every restart with the same settings.
     ///
     /// # Errors
@@ -243,7 +245,7 @@ impl Lease {
         let snapshot = self
             .manifests
             .amend(known, |current| match current.writer.epoch {
-                found if found != held => Err(Error::Fenced { held, found }),
+                found if found != held => Err(deposed(held, found)),
                 _ => Ok(change(current)),
             })
             .await?;

@@ -3,10 +3,15 @@
 //! **Life of a takeover**: claim the epoch; walk the chain from `replay_from` into a memtable
 //! (flushing on the way where it grows too large); put a fence at the chain's end, behind all that
 //! the old writer may still have in flight; prove twice that the epoch is still ours; wait until
-//! the old writer's read lease has run out.
+//! the old writer's read lease has run out. If nothing but fences was walked, replay begins behind
+//! them from then on, so that the next takeover does not walk them again.
 //!
 //! **Invariants**
 //! - The fence is put at the first absent id; whatever stands there is applied first.
+//! - An absent id that a later object shows to have been acknowledged is a hole and not the end:
+//!   nothing is written then (T2b).
+//! - The log is called damaged only under our own epoch: a later writer may have collected what
+//!   this one still walks.
 //! - The chain's `prev_seq`s continue without a gap from the tree's flushed seq.
 //! - The hold counts from the receipt of the answer that proved the claim, and uses the lease of
 //!   the body that the claim replaced.
@@ -23,13 +28,13 @@ use cairn_common::faults::planted;
 use cairn_common::format::manifest::WalRange;
 use cairn_common::format::path::Object;
 use cairn_common::format::wal::{WalKind, WalObject, encode_fence, seq_after_fence};
-use cairn_common::limits::WAL_JUMP;
+use cairn_common::limits::{SEQ_JUMP, WAL_JUMP};
 use cairn_common::lsm::memtable::Memtable;
 use cairn_common::read::view::OpenTree;
 use cairn_common::store::claim::{Claim, Claimed};
 use cairn_common::store::manifest::{Manifests, Snapshot};
 use cairn_common::store::sst::SstStore;
-use cairn_common::store::wal::{Appended, Wal};
+use cairn_common::store::wal::{Appended, Behind, Wal};
 use cairn_common::types::{Epoch, Seq, WalId};
 use futures::future::{BoxFuture, FutureExt as _};
 use futures::stream::{self, StreamExt};
@@ -40,10 +45,16 @@ use crate::front::{Frozen, Start};
 use crate::lease;
 use crate::prefetch::Prefetched;
 
-/// WAL objects that are fetched ahead while walking: hides the store's latency; an overshoot at
-/// the chain's end costs as many GETs of nothing.
-const AHEAD_MIN: usize = 8;
+/// WAL objects that are fetched at once where the walk begins: hides the store's latency; an
+/// overshoot at the chain's end costs as many GETs of nothing.
+const AHEAD_START: usize = 8;
+/// Behind a fence: often there is nothing, or another fence, if a writer started and wrote nothing.
+const AHEAD_BEHIND_FENCE: usize = 1;
+/// Most; each stretch doubles up to it.
 const AHEAD_MAX: usize = 64;
+/// A fence counts as so many WAL objects when it is judged whether a memtable is due: what is
+/// behind it can only be asked for once it is here, so it delays the next walk by as much.
+const FENCE_WEIGHT: u64 = 64;
 
 /// A log that is ours.
 #[derive(Debug)]
@@ -54,6 +65,8 @@ pub struct Taken {
     pub start: Start,
     /// Where the log goes on.
     pub next: Position,
+    /// Whether replay can begin there at once: nothing but fences was walked.
+    pub is_bare: bool,
     /// What CURRENT says, read after the fence.
     pub snapshot: Snapshot,
     /// Boot time at which that read began: the lease counts from here.
@@ -111,7 +124,8 @@ impl fmt::Debug for HeadStart {
 /// the log is read; what is checked before the fence; the fence; CURRENT once more.
 ///
 /// # Errors
-/// `Fenced` where another claimed meanwhile; `Corrupt` for a damaged chain.
+/// `Fenced` where another claimed meanwhile; `Corrupt` for a damaged chain, also for one that lost
+/// an acknowledged object.
 pub async fn take_over(takeover: &Takeover, claim: &Claim, head: HeadStart) -> Result<Taken> {
     let HeadStart { snapshot, log, hold } = head;
     let ahead = async {
@@ -138,10 +152,18 @@ pub async fn take_over(takeover: &Takeover, claim: &Claim, head: HeadStart) -> R
     };
     let wal = takeover.wal.clone();
     let mut walk = Walk::new(takeover, identity, claimed.snapshot.clone(), (tree, ahead));
-    let (snapshot, verified_at) = walk.fence_the_end().await?;
+    let (snapshot, verified_at) = match walk.fence_the_end().await {
+        Err(damaged @ Error::Corrupt(_)) => {
+            walk.still_ours().await?;
+            return Err(damaged);
+        }
+        ended => ended?,
+    };
     let next = Position { id: walk.position, seq: walk.last_seq };
     let hold = Holding::of(&claimed, hold);
-    Ok(Taken { identity, next, snapshot, verified_at, hold, wal, start: walk.into_start() })
+    let is_bare = walk.memtable.is_empty();
+    let start = walk.into_start();
+    Ok(Taken { identity, start, next, is_bare, snapshot, verified_at, hold, wal })
 }
 
 /// Until when a claim answers nothing, and why: PROTOCOL T7.
@@ -275,12 +297,14 @@ impl<'a> Walk<'a> {
     async fn fence_the_end(&mut self) -> Result<(Snapshot, Duration)> {
         loop {
             self.walk().await?;
-            self.still_ours().await?;
-            let next = self.position.plus(WAL_JUMP);
-            let fence = self.fence(next);
+            if let Some(landed) = self.look_behind().await? {
+                self.apply(landed).await?;
+                continue;
+            }
+            let fence = self.fence()?;
             match self.takeover.wal.append(self.position, &fence).await? {
                 Appended::Proven => {
-                    self.position = next;
+                    self.position = self.position.plus(WAL_JUMP);
                     self.last_seq = seq_after_fence(self.last_seq);
                     return self.still_ours().await;
                 }
@@ -292,6 +316,20 @@ impl<'a> Walk<'a> {
         }
     }
 
+    /// T2b and T4: whether this is the end of the log, or an acknowledged object is missing here;
+    /// and whether the epoch is still ours. Returns the object that has landed here meanwhile.
+    async fn look_behind(&mut self) -> Result<Option<WalObject>> {
+        let (end, Takeover { env, wal, .. }) = (self.position, self.takeover);
+        let look = retry(env, "cannot list the log", || wal.look_behind(end));
+        let (behind, ours) = tokio::join!(look, self.still_ours());
+        ours?;
+        match behind? {
+            Behind::Nothing => Ok(None),
+            Behind::Landed(object) => Ok(Some(object)),
+            Behind::Proof(proof) => Err(wal.missing(end, proof)),
+        }
+    }
+
     /// T2: applies the chain up to its first absent id.
     async fn walk(&mut self) -> Result<()> {
         while let Some(object) = self.ahead.take(self.position) {
@@ -300,15 +338,16 @@ impl<'a> Walk<'a> {
         if self.ahead.take_end(self.position) {
             return Ok(());
         }
-        let mut ahead = AHEAD_MIN;
+        let mut ahead = AHEAD_START;
         let mut pause = lease::pause("cannot read the log");
         'stretch: loop {
             let from = self.position;
-            let mut objects = stream::iter((0..).map(|offset| from.plus(offset)))
+            // A few stretches of the largest at a time: the last of one delays the next.
+            let count = if ahead < AHEAD_MAX { ahead } else { ahead * 4 };
+            let mut objects = stream::iter((0..).map(|offset| from.plus(offset)).take(count))
                 .map(|id| self.takeover.wal.get(id))
                 .buffered(ahead);
             ahead = (ahead * 2).min(AHEAD_MAX);
-            let mut applied = 0;
             while let Some(object) = objects.next().await {
                 let object = match object {
                     Ok(Some(object)) => object,
@@ -321,8 +360,8 @@ impl<'a> Walk<'a> {
                 };
                 let is_fence = object.header.kind != WalKind::Data;
                 self.apply(object).await?;
-                applied += 1;
-                if is_fence || applied >= ahead * 4 {
+                if is_fence {
+                    ahead = AHEAD_BEHIND_FENCE;
                     continue 'stretch;
                 }
             }
@@ -349,7 +388,8 @@ impl<'a> Walk<'a> {
         for batch in &object.batches {
             self.memtable.insert(batch);
         }
-        self.wal_objects += 1;
+        let is_fence = object.header.kind != WalKind::Data;
+        self.wal_objects += if is_fence { FENCE_WEIGHT } else { 1 };
         if self.memtable.bytes() >= self.takeover.memtable_bytes {
             self.flush().await?;
         }
@@ -391,17 +431,24 @@ impl<'a> Walk<'a> {
         Ok((self.snapshot.clone(), asked_at))
     }
 
-    fn fence(&self, next: WalId) -> Bytes {
-        let position = Position { id: self.position, seq: self.last_seq };
-        encode_fence(&self.identity.stamp(position), next)
+    fn fence(&self) -> Result<Bytes> {
+        let Position { id, seq } = Position { id: self.position, seq: self.last_seq };
+        if id > WalId::MAX || seq.0 >= Seq::MAX.0 - SEQ_JUMP {
+            let cause = format!("no fence can follow seq {seq}: {REMEDY}");
+            return Err(Error::corrupt(Object::Wal(id).path(), cause));
+        }
+        Ok(encode_fence(&self.identity.stamp(Position { id, seq }, id)))
     }
 
     fn into_start(self) -> Start {
+        // Fences hold no data: an SST to come holds the chain from here on.
+        let is_bare = self.memtable.is_empty();
+        let from = if is_bare { self.position } else { self.from };
         Start {
             tree: self.tree,
             memtable: self.memtable,
-            wal: WalRange { from: self.from, to: self.position },
-            wal_objects: self.wal_objects,
+            wal: WalRange { from, to: self.position },
+            wal_objects: if is_bare { 0 } else { self.wal_objects },
             last_seq: self.last_seq,
             next_seq: self.last_seq.next(),
         }

@@ -23,6 +23,7 @@ use cairn_common::store::cache::BlockCache;
 use cairn_common::store::claim::Claim;
 use cairn_common::store::manifest::Snapshot;
 use cairn_common::store::object::{Bucket, StoreSettings, is_on_network};
+use cairn_common::store::probe;
 use cairn_common::store::root::endpoint;
 use cairn_common::store::sst::MetaBudget;
 use cairn_common::types::Role;
@@ -141,6 +142,8 @@ impl Life {
             tracing::warn!("assuming that no other writer is alive: there is no hold");
             head.hold = Hold::Never;
         }
+        // Before each claim, while another writer is waited for: a hand-over takes no longer.
+        let probed = probe::assure(bucket);
         if self.config.takeover == TakeoverWhen::IfDead {
             let peers = HttpPeers::new()?;
             let standby = Standby {
@@ -151,9 +154,12 @@ impl Life {
                 url,
                 own_url: self.url.clone(),
             };
-            head = standby.wait(snapshot, |found| self.wait(found, &announce_standby)).await?;
+            let freed = standby.wait(snapshot, |found| self.wait(found, &announce_standby));
+            (head, ()) = tokio::try_join!(freed, probed)?;
             self.phase.send_replace(Phase::Starting);
             self.seen.send_replace(head.snapshot.clone());
+        } else {
+            probed.await?;
         }
         let claim = Claim {
             role: Role::Writer,

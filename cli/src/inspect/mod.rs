@@ -127,13 +127,20 @@ pub(crate) async fn status(place: &Place) -> Outcome {
     writeln!(out, "retired     {}", manifest.retired.len())?;
     writeln!(out, "checkpoints {}", manifest.checkpoints.len())?;
     let mut table = Table::new(&["objects", "count", "bytes"]);
+    let mut log = Ok(());
     for kind in ObjectKind::ALL {
         let listed = database.bucket.list(kind).await?;
+        if kind == ObjectKind::Wal {
+            log = log::summary(&database, &listed)
+                .await
+                .and_then(|summary| Ok(writeln!(out, "log         {summary}")?));
+        }
         let bytes = listed.iter().map(|listed| listed.bytes).sum();
         table.row(vec![kind.name().into(), listed.len().to_string(), human_bytes(bytes)]);
     }
     table.write(&mut out)?;
-    Ok(out.flush()?)
+    out.flush()?;
+    log
 }
 
 fn at(url: Option<&String>) -> String {

@@ -18,6 +18,7 @@ pub mod run;
 pub(crate) mod samples;
 pub mod sst;
 mod text;
+pub mod unknown;
 pub mod wal;
 
 /// The version of every format here; a change that old processes cannot read makes the next.

@@ -12,6 +12,7 @@ use super::manifest::{
 };
 use super::path::{ManifestId, OutputId};
 use super::run::Run;
+use super::unknown::Unknown;
 use super::{Corrupt, FORMAT};
 use crate::types::{DatabaseId, Epoch, Role, Seq, WalId};
 
@@ -52,6 +53,7 @@ pub(crate) fn sst(id: OutputId, keys: (&str, &str), seqs: (u64, u64)) -> SstInfo
         wal: None,
         expires: None,
         home: None,
+        unknown: Unknown::default(),
     }
 }
 
@@ -97,6 +99,7 @@ pub(crate) fn manifest() -> Manifest {
             object: RetiredObject::Sst(writer_output(1, 0x41)),
             version: 6,
             time_ms: 1_700_000_000_000,
+            unknown: Unknown::default(),
         }],
         checkpoints: vec![Checkpoint {
             name: "nightly".into(),
@@ -104,7 +107,9 @@ pub(crate) fn manifest() -> Manifest {
             digest: Digest(3),
             created_ms: 1_690_000_000_000,
             expires_ms: None,
+            unknown: Unknown::default(),
         }],
+        unknown: Unknown::default(),
     }
 }
 
@@ -135,10 +140,17 @@ pub(crate) fn current() -> Current {
             deposed: None,
             strife: 0,
             closed: false,
+            unknown: Unknown::default(),
         },
-        compactor: CompactorClaim { epoch: Epoch(1), uuid: uuid(4), url: None },
+        compactor: CompactorClaim {
+            epoch: Epoch(1),
+            uuid: uuid(4),
+            url: None,
+            unknown: Unknown::default(),
+        },
         probed: true,
         nonce: uuid(5),
+        unknown: Unknown::default(),
     }
 }
 

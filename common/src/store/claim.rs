@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+use super::commit::check_writable;
 use super::manifest::{Manifests, Snapshot, parse_current};
 use super::object::Version;
 use super::pause::Pause;
@@ -69,7 +70,7 @@ impl Manifests {
     ///
     /// # Errors
     /// `NotFound`: there is no CURRENT. `Corrupt`: CURRENT, or the manifest it names. `Invalid`:
-    /// the store refuses for good.
+    /// the store refuses for good, or a newer version wrote CURRENT.
     pub async fn claim_over(&self, known: Option<Snapshot>, claim: &Claim) -> Result<Claimed> {
         let mut pause = Pause::of_commits();
         let mut replaced: Option<Current> = None;
@@ -93,6 +94,7 @@ impl Manifests {
                 let proof = Proof { current, version, proven_at };
                 return self.claimed(claim, proof, replaced, manifest).await;
             }
+            check_writable(&current)?;
             let root = self.bucket.root_id();
             let next = claim.apply(&current, root, self.env.random.uuid());
             replaced = Some(current.clone());

@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::format::current::Current;
 use crate::format::edit::{self, Edit, Fresh, Rejected, Settled};
 use crate::format::path::Object;
+use crate::types::Epoch;
 
 impl Manifests {
     /// Commits an edit, computed anew from whatever is there, until its effect is there. Begins
@@ -34,7 +35,7 @@ impl Manifests {
             match edit.settle(&known.current, &known.manifest) {
                 Settled::Open => {}
                 Settled::Done => return Ok(known),
-                Settled::Fenced { held, found } => return Err(Error::Fenced { held, found }),
+                Settled::Fenced { held, found } => return Err(deposed(held, found)),
             }
             let (manifest, nonce) = (self.env.random.uuid(), self.env.random.uuid());
             let fresh = Fresh { manifest, nonce, now_ms: self.env.clock.wall_ms() };
@@ -68,7 +69,8 @@ impl Manifests {
     /// a GET and a swap for each further try; goes on while the store is unavailable.
     ///
     /// # Errors
-    /// Those of `change`. `Corrupt`: what was read back. `Invalid`: the store refuses for good.
+    /// Those of `change`. `Corrupt`: what was read back. `Invalid`: the store refuses for good, or
+    /// a newer version wrote CURRENT.
     pub async fn amend<C>(&self, mut known: Snapshot, mut change: C) -> Result<Snapshot>
     where
         C: FnMut(&Current) -> Result<Option<Current>> + Send,
@@ -76,6 +78,7 @@ impl Manifests {
         let mut pause = Pause::of_commits();
         loop {
             let Some(mut next) = change(&known.current)? else { return Ok(known) };
+            check_writable(&known.current)?;
             next.nonce = self.env.random.uuid();
             match self.bucket.swap(&Object::Current, next.encode(), &known.version).await {
                 Ok(version) => return Ok(Snapshot { current: next, version, ..known }),
@@ -103,10 +106,31 @@ impl Manifests {
     }
 }
 
+/// Whether this version may swap in another body.
+///
+/// # Errors
+/// `Invalid`: upgrade this process.
+pub(super) fn check_writable(current: &Current) -> Result<()> {
+    current.check_writable().map_err(|newer| Error::Invalid(newer.to_string()))
+}
+
+/// What it means for a process of epoch `held` that CURRENT says `found`: another claimed the role,
+/// or, since epochs only count up, CURRENT is an older one that somebody put back.
+pub fn deposed(held: Epoch, found: Epoch) -> Error {
+    if found > held {
+        return Error::Fenced { held, found };
+    }
+    let cause = format!(
+        "it went back from epoch {held} to epoch {found}: the bucket was restored under a running \
+         process. Stop every process of it before you restore it"
+    );
+    Error::corrupt(Object::Current.path(), cause)
+}
+
 impl From<Rejected> for Error {
     fn from(rejected: Rejected) -> Self {
         match rejected {
-            Rejected::Fenced { held, found } => Self::Fenced { held, found },
+            Rejected::Fenced { held, found } => deposed(held, found),
             Rejected::Gone(what) => Self::Conflict(what),
             Rejected::Invalid(what) => Self::Invalid(what),
         }

@@ -1,8 +1,9 @@
 //! The damage registry: which objects of the bucket cannot be read, and why.
 //!
-//! One per [`Bucket`](super::object::Bucket), shared by its roots. Damage of one object does not end
-//! a process: it fails the requests that need the object. This is what `/v1/status`, `/readyz` and
-//! the metric `cairn_store_damaged_objects` show of it, so that an operator can restore the object.
+//! One per [`Bucket`](super::object::Bucket), shared by its roots. Damage of one object does not
+//! end a process: it fails the requests that need the object. This is what `/v1/status`, `/readyz`
+//! and the metric `cairn_store_damaged_objects` show of it, so that an operator can restore the
+//! object.
 //!
 //! **Invariants**
 //! - One ERROR in the log for each object when it is reported first, one INFO when it can be read

@@ -2,6 +2,7 @@
 
 use futures::StreamExt;
 use object_store::ObjectMeta;
+use object_store::path::Path;
 
 use super::answer::Failed;
 use super::attempt::Call;
@@ -36,6 +37,16 @@ impl Bucket {
         self.retry(|| self.list_once(kind)).await
     }
 
+    /// The objects of a kind that come after `last` in the order of names. One LIST per thousand of
+    /// them; on a directory one of the whole kind.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub async fn list_after(&self, kind: ObjectKind, last: &Object) -> Result<Vec<Listed>> {
+        let offset = self.path(last);
+        self.retry(|| self.list_pages(kind, Some(&offset))).await
+    }
+
     async fn list_once(&self, kind: ObjectKind) -> Result<Vec<Listed>, Failed> {
         let call = Call { operation: Operation::List, kind, name: &kind.name() };
         let timeout = self.settings().attempt_timeout;
@@ -45,8 +56,21 @@ impl Bucket {
             let listed = page.objects.iter().filter_map(|meta| self.listed(meta, kind));
             return Ok(listed.collect());
         }
+        self.list_pages(kind, None).await
+    }
+
+    async fn list_pages(
+        &self,
+        kind: ObjectKind,
+        after: Option<&Path>,
+    ) -> Result<Vec<Listed>, Failed> {
+        let call = Call { operation: Operation::List, kind, name: &kind.name() };
+        let timeout = self.settings().attempt_timeout;
         let prefix = self.root().clone().join(kind.name());
-        let mut stream = self.store().list(Some(&prefix));
+        let mut stream = match after {
+            Some(after) => self.store().list_with_offset(Some(&prefix), after),
+            None => self.store().list(Some(&prefix)),
+        };
         let mut listed = Vec::new();
         let mut pages = 0;
         loop {

@@ -1,9 +1,10 @@
 //! The collector: deletes what no reader, checkpoint or process can need any more.
 //!
-//! **Life of a pass**: read CURRENT and its manifest; sweep a local directory; list; read every run and checkpoint body;
-//! delete what [`Evidence`](cairn_common::format::collect::Evidence) allows, in bounded batches; then commit what this and time allow
-//! (expired checkpoints released, `history_from` and `wal_from` moved forward, deleted objects
-//! forgotten), and if there was such a commit, judge and delete once more.
+//! **Life of a pass**: read CURRENT and its manifest; sweep a local directory; list; read every
+//! run and checkpoint body; delete what [`Evidence`](cairn_common::format::collect::Evidence)
+//! allows, in bounded batches; then commit what this and time allow (expired checkpoints released,
+//! `history_from` and `wal_from` moved forward, deleted objects forgotten), and if there was such
+//! a commit, judge and delete once more.
 //!
 //! **Invariants**
 //! - What is deleted is decided by `format::collect` only, from one read of CURRENT and the

@@ -1,8 +1,8 @@
 //! Reading what a pass of collection is judged by: every checkpoint body, and the objects of every
 //! run that the tree, a checkpoint or `retired` names.
 //!
-//! **Invariant**: what cannot be read is left out of the evidence, which keeps what it may refer to;
-//! it is reported as damaged, and cleared once it can be read.
+//! **Invariant**: what cannot be read is left out of the evidence, which keeps what it may refer
+//! to; it is reported as damaged, and cleared once it can be read.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -27,8 +27,8 @@
 //! **Damage.** A source that cannot be read is in no job that reads it, and neither is what lies on
 //! its other side: jobs take neighbours. So runs are merged on each side of a damaged one. In L0
 //! that would let it fill up for ever, which ends all writes; therefore a damaged SST that has
-//! become the oldest of L0 is moved, unread, into a run of its own. It keeps its place in the order,
-//! the reads that need it fail as before, and L0 drains past it.
+//! become the oldest of L0 is moved, unread, into a run of its own. It keeps its place in the
+//! order, the reads that need it fail as before, and L0 drains past it.
 //!
 //! **Invariants**
 //! - The inputs are neighbours in the tree, and none of them is in another job.

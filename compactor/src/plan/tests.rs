@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use bytes::Bytes;
 use cairn_common::format::manifest::ExpiryRange;
 use cairn_common::format::path::OutputId;
+use cairn_common::format::unknown::Unknown;
 use cairn_common::types::{Epoch, Role, Seq};
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -26,6 +27,7 @@ fn sst(id: u128, keys: (u8, u8)) -> SstInfo {
         wal: None,
         expires: None,
         home: None,
+        unknown: Unknown::default(),
     }
 }
 

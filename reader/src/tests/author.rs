@@ -102,6 +102,7 @@ impl Author {
             epoch: Epoch(1),
             writer: snapshot.current.writer.uuid,
             prev_seq: self.seq,
+            proven: WalId(self.position.0 - 1),
         };
         self.seq = self.seq.next();
         let Op { key, payload, expires_ms } = op.clone();

@@ -57,6 +57,9 @@ pub enum Conditions {
     Honoured,
     /// As a store does that must be refused.
     Ignored,
+    /// Judged, and the write done after a moment: right for requests one at a time only, so that
+    /// the store must be refused too.
+    JudgedEarly,
 }
 
 /// A fault for the requests that it fits.

@@ -36,6 +36,9 @@ mod xml;
 /// The one bucket that exists.
 pub const BUCKET: &str = "cairn";
 
+/// Between the judgement and the write of a store that does both, but not at once.
+const JUDGED_EARLY: Duration = Duration::from_millis(2);
+
 /// A server; it stops when dropped.
 pub struct FakeS3 {
     address: SocketAddr,
@@ -173,7 +176,7 @@ async fn answer(
 impl Shared {
     /// Does what is asked, as the fault would have it.
     async fn act(self: &Arc<Self>, asked: Asked, fault: Option<Fault>) -> Result<Answer, Dropped> {
-        let Some(fault) = fault else { return Ok(self.apply(&asked)) };
+        let Some(fault) = fault else { return Ok(self.apply_in_time(&asked).await) };
         match fault.fate() {
             Fate::Applied { first_wait, told } => {
                 tokio::time::sleep(first_wait).await;
@@ -206,9 +209,20 @@ impl Shared {
         }
     }
 
+    async fn apply_in_time(&self, asked: &Asked) -> Answer {
+        if self.faults.conditions() != Conditions::JudgedEarly {
+            return self.apply(asked);
+        }
+        if let Some(refused) = protocol::refusal(&self.objects, asked) {
+            return refused;
+        }
+        tokio::time::sleep(JUDGED_EARLY).await;
+        protocol::apply(&self.objects, &asked.without_write_condition())
+    }
+
     fn apply(&self, asked: &Asked) -> Answer {
         match self.faults.conditions() {
-            Conditions::Honoured => protocol::apply(&self.objects, asked),
+            Conditions::Honoured | Conditions::JudgedEarly => protocol::apply(&self.objects, asked),
             Conditions::Ignored => protocol::apply(&self.objects, &asked.without_conditions()),
         }
     }

@@ -85,18 +85,15 @@ impl Objects {
         // Digests are made outside the lock.
         let e_tag = e_tag(&bytes);
         let mut state = self.state();
-        let found = state.objects.get(key);
-        match (condition, found) {
-            (Condition::Absent, Some(_)) => return Err(Refused::Condition),
-            (Condition::Is(_), None) => return Err(Refused::Missing),
-            (Condition::Is(e_tag), Some(found)) if found.e_tag != *e_tag => {
-                return Err(Refused::Condition);
-            }
-            _ => {}
-        }
+        state.judge(key, condition)?;
         let object = Object { bytes, e_tag: e_tag.clone(), modified_ms: self.clock.wall_ms() };
         state.objects.insert(key.to_owned(), object);
         Ok(e_tag)
+    }
+
+    /// Whether a write on this condition would be done now.
+    pub(super) fn judge(&self, key: &str, condition: &Condition) -> Result<(), Refused> {
+        self.state().judge(key, condition)
     }
 
     /// Whether there was anything to delete.
@@ -174,6 +171,17 @@ impl Objects {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no panic holds this lock")
+    }
+}
+
+impl State {
+    fn judge(&self, key: &str, condition: &Condition) -> Result<(), Refused> {
+        match (condition, self.objects.get(key)) {
+            (Condition::Absent, Some(_)) => Err(Refused::Condition),
+            (Condition::Is(_), None) => Err(Refused::Missing),
+            (Condition::Is(e_tag), Some(found)) if found.e_tag != *e_tag => Err(Refused::Condition),
+            _ => Ok(()),
+        }
     }
 }
 

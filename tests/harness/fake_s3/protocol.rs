@@ -190,9 +190,20 @@ impl Asked {
         Self { if_match: None, if_none_match: None, condition, ..self.clone() }
     }
 
+    pub(super) fn without_write_condition(&self) -> Self {
+        Self { condition: Condition::None, ..self.clone() }
+    }
+
     fn parameter(&self, name: &str) -> &str {
         self.query.get(name).map_or("", String::as_str)
     }
+}
+
+/// What refuses a conditional write, if anything does.
+pub(super) fn refusal(objects: &Objects, asked: &Asked) -> Option<Answer> {
+    let is_write = asked.act == Act::Put;
+    let judged = is_write.then(|| objects.judge(&asked.key, &asked.condition));
+    judged.and_then(Result::err).map(Answer::from)
 }
 
 /// Does what is asked.

@@ -5,8 +5,9 @@
 //! happens in the bucket (nothing, the write, the write much later, the write twice), and what the
 //! caller is told (the truth, a refusal, a broken connection, nothing until it gives up). Reads see
 //! one moment between sending and answer. Every process has a [`Link`] of its own, which can stall.
-//! A proxy on the way may put an answer of its own in place of the store's, see [`Odd`]. Beside what
-//! is drawn, one fault can be asked for, which meets the next request that it fits ([`Fault`]).
+//! A proxy on the way may put an answer of its own in place of the store's, see [`Odd`]. Beside
+//! what is drawn, one fault can be asked for, which meets the next request that it fits
+//! ([`Fault`]).
 //!
 //! **Source**: the four outcomes follow Materialize's `persist` crate, `src/unreliable.rs`.
 

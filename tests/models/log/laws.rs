@@ -12,6 +12,8 @@ fn variants() -> Vec<(Config, &'static str)> {
         jump: 3,
         stretch: 0,
         flushes: 0,
+        thefts: None,
+        observer: false,
     };
     let flushed = |variant, windows: &[u8], writes: &[u8]| Config {
         flushes: 1,
@@ -20,6 +22,15 @@ fn variants() -> Vec<(Config, &'static str)> {
     let followed = |variant, windows: &[u8], writes: &[u8]| Config {
         jump: 2,
         stretch: 2,
+        ..flushed(variant, windows, writes)
+    };
+    let robbed = |variant, windows: &[u8], writes: &[u8]| Config {
+        thefts: Some(1),
+        ..plain(variant, windows, writes)
+    };
+    let watched = |variant, windows: &[u8], writes: &[u8]| Config {
+        thefts: Some(0),
+        observer: true,
         ..flushed(variant, windows, writes)
     };
     vec![
@@ -42,12 +53,33 @@ fn variants() -> Vec<(Config, &'static str)> {
         (plain(Variant::ExistsIsNextId, &[2, 2], &[1, 0]), ONCE),
         (plain(Variant::StartsRightAfterFence, &[2, 2], &[0, 1]), NOT_LOST),
         (flushed(Variant::DropsObjectMetByFence, &[2, 2], &[2, 0]), NOT_LOST),
+        (robbed(Variant::ConvictsByPresence, &[2, 2], &[2, 0]), NO_FALSE_ALARM),
+        (robbed(Variant::ConvictsAboveTheEnd, &[2, 2], &[2, 0]), COMPLETE),
+        (robbed(Variant::StampsWhatWasSent, &[2, 2], &[2, 0]), NO_FALSE_ALARM),
+        (robbed(Variant::LooksAtTheWindowOnly, &[2, 2, 2], &[0, 1, 0]), COMPLETE),
+        (robbed(Variant::ConvictsWithoutSecondGet, &[2, 2], &[2, 0]), NO_FALSE_ALARM),
+        (robbed(Variant::LooksOnce, &[2, 2], &[3, 0]), COMPLETE),
+        (robbed(Variant::LooksAfterTheFence, &[2, 2], &[2, 0]), UNTOUCHED),
+        (watched(Variant::ConvictsWithoutReread, &[2, 2, 2], &[2, 0, 0]), NO_FALSE_ALARM),
+        (watched(Variant::ConvictsWithoutSecondGet, &[2, 2], &[2, 0]), NO_FALSE_ALARM),
+        (watched(Variant::ConvictsByTheEndOfTheWalk, &[2, 2, 2], &[1, 0, 0]), NO_FALSE_ALARM),
     ]
 }
 
 fn correct(windows: &[u8], writes: &[u8], jump: u8, stretch: usize, flushes: u8) -> Config {
     let (windows, writes) = (windows.to_vec(), writes.to_vec());
-    Config { variant: Variant::Correct, windows, writes, jump, stretch, flushes }
+    let (thefts, observer) = (None, false);
+    Config { variant: Variant::Correct, windows, writes, jump, stretch, flushes, thefts, observer }
+}
+
+/// With T2b, without an observer.
+fn unwatched(thefts: u8, config: Config) -> Config {
+    Config { thefts: Some(thefts), ..config }
+}
+
+/// With T2b, an observer, and somebody who deletes so many acknowledged objects.
+fn robbed(thefts: u8, config: Config) -> Config {
+    Config { thefts: Some(thefts), observer: true, ..config }
 }
 
 #[test]
@@ -86,8 +118,22 @@ fn the_log_holds_with_four_writers() {
 }
 
 #[test]
+fn a_lost_object_ends_the_takeover() {
+    holds(robbed(1, correct(&[2, 2], &[3, 0], 3, 0, 0)), 1_000);
+    holds(robbed(2, correct(&[2, 2], &[3, 0], 2, 0, 1)), 5_000);
+    holds(unwatched(1, correct(&[2, 2, 2], &[1, 1, 0], 2, 0, 1)), 5_000);
+}
+
+#[test]
+fn a_late_landing_is_not_a_hole() {
+    holds(robbed(0, correct(&[2, 2], &[2, 1], 2, 0, 1)), 5_000);
+    holds(unwatched(0, correct(&[2, 2, 2], &[2, 0, 0], 2, 0, 1)), 5_000);
+}
+
+#[test]
 #[ignore = "evidence: several minutes and gigabytes"]
 fn the_log_holds_at_length() {
+    holds(robbed(1, correct(&[2, 2, 2], &[2, 1, 0], 2, 0, 1)), 1_000_000);
     holds(correct(&[2, 2, 2], &[3, 0, 0], 2, 2, 1), 6_000_000);
     holds(correct(&[3, 2, 2], &[3, 1, 1], 3, 0, 2), 6_000_000);
     holds(correct(&[2, 2], &[3, 2], 2, 3, 2), 1_500_000);

@@ -1,6 +1,10 @@
 //! The log: takeover T1-T6, serving W1-W4, following R1-R4 and the collection of WAL objects. The
 //! hold (T7) and the read lease are about time and live in [`crate::lease`].
 //!
+//! **Theft.** With [`Config::thefts`], somebody else deletes an acknowledged object of the chain
+//! that a later object can prove (T2b, in [`hole`]): no takeover serves without it, and nothing is
+//! called missing that is not.
+//!
 //! **Abstraction.** Writers take over in the order of their index, each once; a writer's index is
 //! its epoch (a process that claims again is another writer). Writer 0 serves at id 1 from the
 //! start. A PUT that was sent may land at any later time and any number of times, as long as the id
@@ -16,6 +20,7 @@
 //!
 //! **Refutes** every variant of [`Variant`].
 
+mod hole;
 mod laws;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,6 +32,9 @@ const ONCE: &str = "no write is on the chain twice";
 const NO_ZOMBIE: &str = "nothing of an older writer follows a newer one on the chain";
 const ONE_WINNER: &str = "an id is won by one writer";
 const PREFIX: &str = "a follower has applied a prefix";
+const COMPLETE: &str = "no takeover serves on a chain that lost an acknowledged object";
+const NO_FALSE_ALARM: &str = "a healthy bucket is never convicted";
+const UNTOUCHED: &str = "nothing is written where an object is missing";
 
 /// Position on the chain, and number of a WAL object.
 type Id = u8;
@@ -58,6 +66,24 @@ enum Variant {
     ExistsIsNextId,
     StartsRightAfterFence,
     DropsObjectMetByFence,
+    /// T2b: any later object convicts, whatever it says.
+    ConvictsByPresence,
+    /// T2b: what is proven must be above the end.
+    ConvictsAboveTheEnd,
+    /// T2b: the stamp says what was sent, not what was proven.
+    StampsWhatWasSent,
+    /// T2b: data in the window only, so that nothing proves a lost fence.
+    LooksAtTheWindowOnly,
+    /// T2b: the end is not read again before it is called missing.
+    ConvictsWithoutSecondGet,
+    /// T2b: CURRENT is not read again before the end is called missing.
+    ConvictsWithoutReread,
+    /// T2b, without a role: CURRENT must be behind the end of the walk, not behind its beginning.
+    ConvictsByTheEndOfTheWalk,
+    /// T2b: only at the first end, not at the next one after T5 met an object.
+    LooksOnce,
+    /// T2b: once the fence is there.
+    LooksAfterTheFence,
 }
 
 /// A bounded configuration: one entry of `windows` and `writes` a writer.
@@ -71,6 +97,10 @@ struct Config {
     stretch: usize,
     /// Most flush commits.
     flushes: u8,
+    /// Most acknowledged objects that somebody else deletes; `None` = without T2b.
+    thefts: Option<u8>,
+    /// Whether a process without a role walks the chain and looks for holes.
+    observer: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -86,6 +116,9 @@ enum Object {
 }
 
 impl Object {
+    /// Before every other one.
+    const MIN: Self = Self::Data(Datum { by: 0, n: 0 });
+
     fn by(self) -> Epoch {
         match self {
             Self::Data(datum) => datum.by,
@@ -101,13 +134,21 @@ enum Phase {
     Peeked(Id),
     /// T2, about to GET its position.
     Walking,
-    /// T2 met the end, T4 is next.
+    /// T2 met the end; T2b is next, or T4 in a model without it.
     AtEnd,
+    /// T2b found an object that proves the end was acknowledged.
+    Suspecting,
+    /// T2b read the end again, and it is still absent: T4 decides.
+    Accusing,
+    /// T2b found nothing, T4 is next.
+    Looked,
     /// T5, the fence is sent.
     Fencing,
     /// T5 is definite, T6 is next.
     Fenced,
     Serving,
+    /// T2b: an acknowledged object is missing at its position.
+    Convicted,
     Exited,
 }
 
@@ -143,6 +184,8 @@ struct Writer {
     own: Vec<Own>,
     next_id: Id,
     next_n: u8,
+    /// Whether T2b was done: only [`Variant::LooksOnce`] asks.
+    has_looked: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -167,6 +210,11 @@ struct State {
     acked: BTreeSet<(Id, Datum)>,
     writers: Vec<Writer>,
     follower: Option<Follower>,
+    /// What each datum says is proven (with T2b only).
+    sealed: BTreeMap<Datum, Id>,
+    /// What somebody else has deleted.
+    stolen: BTreeSet<Id>,
+    observer: Option<hole::Observer>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -198,6 +246,16 @@ enum Action {
     Fetch,
     /// R3, then apply or re-base.
     Judge,
+    /// T2b: LIST behind the end, and GET what may prove something.
+    Look(Epoch),
+    /// T2b: GET the end again.
+    LookAgain(Epoch),
+    /// T2b: T4, and the verdict.
+    Accuse(Epoch),
+    /// Somebody else deletes an acknowledged object.
+    Steal(Id),
+    /// One step of the observer.
+    Observe,
 }
 
 /// One object along the chain, and where it leads.
@@ -252,6 +310,7 @@ impl Writer {
             own: Vec::new(),
             next_id: 0,
             next_n: 0,
+            has_looked: false,
         }
     }
 
@@ -315,7 +374,10 @@ impl Config {
                 actions.push(Action::Claim(w));
             }
             Phase::Walking => actions.push(Action::Walk(w)),
-            Phase::AtEnd => actions.push(Action::SendFence(w)),
+            Phase::AtEnd if self.looks_at_end(writer) => actions.push(Action::Look(w)),
+            Phase::AtEnd | Phase::Looked => actions.push(Action::SendFence(w)),
+            Phase::Suspecting => actions.push(Action::LookAgain(w)),
+            Phase::Accusing => actions.push(Action::Accuse(w)),
             Phase::Fencing if found.is_some() => actions.push(Action::SettleFence(w)),
             Phase::Fenced => actions.push(Action::Confirm(w)),
             _ => {}
@@ -385,7 +447,12 @@ impl Config {
                 state.send(at, fence);
             }
             Action::SettleFence(_) => match state.wal[&writer.at] {
-                object if object.by() == w => writer.phase = Phase::Fenced,
+                object if object.by() == w => {
+                    writer.phase = Phase::Fenced;
+                    if self.variant == Variant::LooksAfterTheFence {
+                        self.look(state, w);
+                    }
+                }
                 Object::Data(datum)
                     if datum.by < w && self.variant == Variant::DropsObjectMetByFence =>
                 {
@@ -421,6 +488,13 @@ impl Config {
         match action {
             Action::Send(_) => {
                 let (id, n) = (writer.next_id, writer.next_n);
+                if self.thefts.is_some() {
+                    let proven = match self.variant {
+                        Variant::StampsWhatWasSent => id - 1,
+                        _ => writer.at - 1,
+                    };
+                    state.sealed.insert(Datum { by: w, n }, proven);
+                }
                 writer.own.push(Own { id, n, outcome: Outcome::Open, flushed: false });
                 (writer.next_id, writer.next_n) = (id + 1, n + 1);
                 state.send(id, Object::Data(Datum { by: w, n }));
@@ -520,6 +594,9 @@ impl Model for Config {
             acked: BTreeSet::new(),
             writers,
             follower: (self.stretch > 0).then_some(follower),
+            sealed: BTreeMap::new(),
+            stolen: BTreeSet::new(),
+            observer: self.observer.then_some(hole::Observer::IDLE),
         }]
     }
 
@@ -537,6 +614,10 @@ impl Model for Config {
         );
         for w in (0..).take(self.windows.len()) {
             self.writer_actions(state, w, actions);
+        }
+        actions.extend(self.thefts(state).map(Action::Steal));
+        if state.observer.is_some() {
+            actions.push(Action::Observe);
         }
         if let Some(follower) = &state.follower {
             if follower.stretch.len() < self.stretch && !empty(&follower.ahead()) {
@@ -577,6 +658,14 @@ impl Model for Config {
                 follower.stretch.push((at, state.wal[&at]));
             }
             Action::Judge => self.follow(&mut state),
+            Action::Look(w) => self.look(&mut state, w),
+            Action::LookAgain(w) => self.look_again(&mut state, w),
+            Action::Accuse(w) => Self::accuse(&mut state, w),
+            Action::Steal(id) => {
+                state.wal.remove(&id);
+                state.stolen.insert(id);
+            }
+            Action::Observe => self.observe(&mut state),
         }
         Some(state)
     }
@@ -585,7 +674,8 @@ impl Model for Config {
         vec![
             Property::always(NOT_LOST, |_: &Self, state: &State| {
                 let data = state.data();
-                state.acked.iter().all(|(_, datum)| data.contains(datum))
+                let is_there = |&(_, datum): &(Id, Datum)| data.contains(&datum);
+                !state.stolen.is_empty() || state.acked.iter().all(is_there)
             }),
             Property::always(ONCE, |_: &Self, state: &State| {
                 let mut seen = BTreeSet::new();
@@ -604,6 +694,12 @@ impl Model for Config {
             Property::always(PREFIX, |_: &Self, state: &State| {
                 let follower = state.follower.as_ref();
                 follower.is_none_or(|follower| state.data().starts_with(&follower.view))
+            }),
+            Property::always(COMPLETE, |_: &Self, state: &State| state.is_complete()),
+            Property::always(NO_FALSE_ALARM, |_: &Self, state: &State| state.alarms_are_true()),
+            Property::always(UNTOUCHED, |_: &Self, state: &State| state.holes_are_untouched()),
+            Property::sometimes("a missing object is found", |model: &Self, state: &State| {
+                model.thefts.unwrap_or(0) == 0 || state.has_alarm()
             }),
             Property::sometimes("the last writer serves", |_: &Self, state: &State| {
                 state.writers.last().is_some_and(|last| last.phase == Phase::Serving)

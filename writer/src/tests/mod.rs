@@ -26,6 +26,7 @@ use crate::open::HeadStart;
 use crate::service::{Durability, Unwritten, Write, Writer};
 
 mod bounds;
+mod holes;
 mod role;
 mod routes;
 mod site;

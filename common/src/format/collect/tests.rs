@@ -7,6 +7,7 @@ use super::super::manifest::Retired;
 use super::super::samples::{
     compactor_output, current, l0, manifest, manifest_id, run, uuid, writer_output,
 };
+use super::super::unknown::Unknown;
 use super::*;
 
 const RETIRED_MS: u64 = 1_000_000;
@@ -59,10 +60,13 @@ fn samples(change: impl FnOnce(&mut Current)) -> (Current, Manifest, Manifest, V
         // Made under the epochs of now: retirement alone lets them go.
         RetiredObject::Sst(writer_output(3, 0x47)),
     ];
-    let mut retired: Vec<_> =
-        retired.map(|object| Retired { object, version: 6, time_ms: RETIRED_MS }).into();
+    let retire = |object, version, time_ms| {
+        let unknown = Unknown::default();
+        Retired { object, version, time_ms, unknown }
+    };
+    let mut retired: Vec<_> = retired.map(|object| retire(object, 6, RETIRED_MS)).into();
     let later = RetiredObject::Run(compactor_output(2, 0x4a));
-    retired.push(Retired { object: later, version: 7, time_ms: RETIRED_MS + 100 });
+    retired.push(retire(later, 7, RETIRED_MS + 100));
     let gone = [(1, 0x42, 0x61, 0x62), (2, 0x49, 0x31, 0x63), (2, 0x4a, 0x62, 0x64)];
     let gone = gone.map(|(epoch, last, left, right)| {
         let id = compactor_output(epoch, last);
@@ -282,5 +286,5 @@ fn foreign_evidence_proves_nothing() {
     let another_read = Current { manifest: manifest_id(8), version: 8, ..current() };
     assert!(refused(&another_read, &bare, slice::from_ref(&live)).contains("calls itself"));
     let newer = Current { format: 2, ..current() };
-    assert!(refused(&newer, &bare, &[live]).contains("not writable"));
+    assert!(refused(&newer, &bare, &[live]).contains("newer version"));
 }

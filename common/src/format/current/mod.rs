@@ -42,13 +42,15 @@
 //! - Only ever written by compare-and-swap; every body has a `nonce` of its own.
 //! - `version` is the version of the manifest that it names, and `history_from` is not above it.
 //! - A claim of an epoch changes this object alone and names the same manifest.
-//! - A process changes it only if it knows the whole format ([`Current::check_writable`]).
+//! - A process changes it only if it may write the format that it names
+//!   ([`Current::check_writable`]), and keeps the fields that it does not know ([`Unknown`]).
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::path::ManifestId;
+use super::unknown::Unknown;
 use super::{Corrupt, FORMAT, frame::Digest};
 use crate::types::{DatabaseId, Epoch, WalId};
 
@@ -90,6 +92,9 @@ pub struct Current {
     pub probed: bool,
     /// Drawn for this body alone, so that no two bodies are the same bytes.
     pub nonce: Uuid,
+    /// Fields that this version does not know.
+    #[serde(flatten)]
+    pub unknown: Unknown,
 }
 
 /// The newest claim of the writer's role.
@@ -110,6 +115,9 @@ pub struct WriterClaim {
     pub strife: u32,
     /// Whether it has ended, and starts no more reads.
     pub closed: bool,
+    /// Fields that this version does not know.
+    #[serde(flatten)]
+    pub unknown: Unknown,
 }
 
 impl WriterClaim {
@@ -128,6 +136,9 @@ pub struct CompactorClaim {
     pub uuid: Uuid,
     /// Where it answers.
     pub url: Option<String>,
+    /// Fields that this version does not know.
+    #[serde(flatten)]
+    pub unknown: Unknown,
 }
 
 /// A process that claims a role.
@@ -153,7 +164,7 @@ impl Current {
     ///
     /// It says `closed`: no writer was before the first, so the first has nobody to wait for.
     pub fn first(database: DatabaseId, manifest: (ManifestId, Digest), nonce: Uuid) -> Self {
-        let nobody = Uuid::nil();
+        let (nobody, unknown) = (Uuid::nil(), Unknown::default());
         let (manifest, manifest_digest) = manifest;
         Self {
             format: FORMAT,
@@ -174,10 +185,17 @@ impl Current {
                 deposed: None,
                 strife: 0,
                 closed: true,
+                unknown: unknown.clone(),
             },
-            compactor: CompactorClaim { epoch: Epoch(0), uuid: nobody, url: None },
+            compactor: CompactorClaim {
+                epoch: Epoch(0),
+                uuid: nobody,
+                url: None,
+                unknown: unknown.clone(),
+            },
             probed: false,
             nonce,
+            unknown,
         }
     }
 
@@ -192,8 +210,9 @@ impl Current {
         let deposed = if old.closed { None } else { old.url.clone() };
         let strikes_back = !old.closed && url.is_some() && old.deposed == url;
         let strife = if strikes_back { old.strife.saturating_add(1) } else { 0 };
-        let epoch = old.epoch.next();
-        let writer = WriterClaim { epoch, uuid, url, root, deposed, strife, closed: false };
+        let (epoch, unknown) = (old.epoch.next(), old.unknown.clone());
+        let writer =
+            WriterClaim { epoch, uuid, url, root, deposed, strife, closed: false, unknown };
         Self { writer, lease_ms: self.lease_ms.max(lease_ms), nonce, ..self.clone() }
     }
 
@@ -201,7 +220,8 @@ impl Current {
     #[must_use]
     pub fn claimed_by_compactor(&self, claimant: Claimant, nonce: Uuid) -> Self {
         let Claimant { uuid, url, .. } = claimant;
-        let compactor = CompactorClaim { epoch: self.compactor.epoch.next(), uuid, url };
+        let epoch = self.compactor.epoch.next();
+        let compactor = CompactorClaim { epoch, uuid, url, ..self.compactor.clone() };
         Self { compactor, nonce, ..self.clone() }
     }
 
@@ -236,7 +256,9 @@ impl Current {
                 formats.format, formats.min_reader_format
             )));
         }
-        let current: Self = serde_json::from_slice(bytes).map_err(wrong)?;
+        let mut current: Self = serde_json::from_slice(bytes).map_err(wrong)?;
+        // Of this body only; another one has its own.
+        current.unknown.remove("crc");
         current.check()?;
         Ok(current)
     }
@@ -250,7 +272,8 @@ impl Current {
             return Ok(());
         }
         Err(Corrupt::new(format!(
-            "format {} is readable but not writable here: this Cairn writes {FORMAT}",
+            "CURRENT says format {}, of a newer version of Cairn than this one, which reads it but \
+             writes format {FORMAT} only: upgrade this process",
             self.format
         )))
     }
@@ -263,9 +286,16 @@ impl Current {
         let laws = [
             (self.min_reader_format <= self.format, "min_reader_format is above format"),
             (self.format >= 1, "format 0"),
-            (self.version >= 1, "version 0"),
+            (self.version >= 1 && self.version < u64::MAX, "version 0, or none after it"),
+            (
+                self.writer.epoch.0 < u32::MAX && self.compactor.epoch.0 < u32::MAX,
+                "an epoch after which there is none",
+            ),
             (self.version == self.manifest.version, "version is not its manifest's"),
-            (self.replay_from >= WalId::FIRST, "replay_from is before the chain"),
+            (
+                self.replay_from >= WalId::FIRST && self.replay_from <= WalId::MAX,
+                "replay_from is not on any chain",
+            ),
             (self.history_from >= 1, "history_from is before the first version"),
             (self.history_from <= self.version, "history_from is above version"),
         ];

@@ -86,6 +86,9 @@ fn broken_invariants_are_refused() {
         ("\"history_from\": 3", "\"history_from\": 8"),
         ("\"history_from\": 3", "\"history_from\": 0"),
         ("\"replay_from\": 1042", "\"replay_from\": 0"),
+        ("\"replay_from\": 1042", "\"replay_from\": 18446744073709551615"),
+        ("\"epoch\": 2", "\"epoch\": 4294967295"),
+        ("\"epoch\": 1", "\"epoch\": 4294967295"),
         ("\"min_reader_format\": 1", "\"min_reader_format\": 0,\n  \"format\": 1"),
         ("\"lease_ms\": 2000,", ""),
     ] {
@@ -139,7 +142,45 @@ fn strife_counts_mutual_deposing() {
     assert_eq!((next.writer.strife, next.writer.deposed), (0, None), "a hand-over is no strife");
 }
 
+/// Names and values that no version knows.
+fn unknown_fields() -> impl Strategy<Value = String> {
+    let value = prop_oneof![
+        Just("null".to_owned()),
+        any::<u64>().prop_map(|number| number.to_string()),
+        any::<i32>().prop_map(|number| format!("[{number}, {{\"deep\": [true]}}]")),
+        "[a-z ]{0,8}".prop_map(|text| format!("\"{text}\"")),
+    ];
+    prop::collection::btree_map("x_[a-z]{1,6}", value, 0..4).prop_map(|fields| {
+        fields
+            .iter()
+            .fold(String::new(), |all, (name, value)| all + &format!("\"{name}\": {value},"))
+    })
+}
+
 proptest! {
+    #[test]
+    fn unknown_fields_survive(fields in [unknown_fields(), unknown_fields(), unknown_fields()]) {
+        let [top, writer, compactor] = fields;
+        let json = GOLDEN.rsplit_once(",\n  \"crc\"").unwrap().0.to_owned() + "\n}\n";
+        let json = json
+            .replacen('{', &format!("{{{top}"), 1)
+            .replacen("\"writer\": {", &format!("\"writer\": {{{writer}"), 1)
+            .replacen("\"compactor\": {", &format!("\"compactor\": {{{compactor}"), 1);
+        let parsed = Current::parse(&sealed(&json)).unwrap();
+        let unknown = |body: &Current| {
+            [body.unknown.clone(), body.writer.unknown.clone(), body.compactor.unknown.clone()]
+        };
+        let said: usize = unknown(&parsed).iter().map(|fields| fields.iter().count()).sum();
+        prop_assert_eq!(said, json.matches("\"x_").count());
+
+        let me = Claimant { uuid: uuid(70), url: None, root: None };
+        let claimed = parsed.claimed_by_writer(me.clone(), 500, uuid(71));
+        let claimed = Current::parse(&claimed.encode()).unwrap();
+        let claimed = claimed.claimed_by_compactor(me, uuid(72));
+        let claimed = Current::parse(&claimed.encode()).unwrap();
+        prop_assert_eq!(unknown(&claimed), unknown(&parsed));
+    }
+
     #[test]
     fn any_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
         prop_assert!(Current::parse(&bytes).is_err());
@@ -154,14 +195,15 @@ proptest! {
         url in prop::option::of(".{0,40}"),
         flags in any::<[bool; 2]>(),
     ) {
-        let [version, replay_from, history_from, lease_ms] = numbers.map(|number| number | 1);
+        let [version, replay_from, history_from, lease_ms] =
+            numbers.map(|number| (number | 1).min(u64::MAX - 1));
         let mut body = golden();
         body.version = version;
         body.manifest.version = version;
         body.history_from = history_from.min(version);
-        body.replay_from = WalId(replay_from);
+        body.replay_from = WalId(replay_from.min(WalId::MAX.0));
         body.lease_ms = lease_ms;
-        (body.writer.epoch, body.compactor.epoch) = (Epoch(epochs[0]), Epoch(epochs[1]));
+        (body.writer.epoch, body.compactor.epoch) = (Epoch(epochs[0] / 2), Epoch(epochs[1] / 2));
         (body.writer.closed, body.probed) = (flags[0], flags[1]);
         body.compactor.url = url;
         prop_assert_eq!(Current::parse(&body.encode()).unwrap(), body);

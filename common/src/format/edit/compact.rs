@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use super::super::current::Current;
 use super::super::manifest::{Manifest, Retired, RetiredObject, SstInfo};
+use super::super::unknown::Unknown;
 use super::{Compact, Output, Rejected, check_epoch, check_made_by, in_tree, is_known, require};
 use crate::types::Role;
 
@@ -31,7 +32,12 @@ impl Compact {
         next.l0.truncate(place.l0_from);
         next.runs.splice(place.runs, self.outputs.iter().map(|output| output.info.clone()));
         let (version, time_ms) = (next.id.version, now_ms);
-        let retired = retired.into_iter().map(|object| Retired { object, version, time_ms });
+        let retired = retired.into_iter().map(|object| Retired {
+            object,
+            version,
+            time_ms,
+            unknown: Unknown::default(),
+        });
         next.retired.extend(retired);
         Ok(())
     }

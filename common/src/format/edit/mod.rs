@@ -31,6 +31,7 @@ use super::current::Current;
 use super::manifest::{Checkpoint, Copies, Manifest, RetiredObject, RunInfo, SstInfo, WalRange};
 use super::path::{ManifestId, OutputId};
 use super::run::Run;
+use super::unknown::Unknown;
 use crate::types::{Epoch, Role, Seq, WalId};
 
 mod compact;
@@ -39,6 +40,7 @@ mod settle;
 pub use settle::Settled;
 
 /// A change of the tree that can be computed anew from whatever is there.
+#[expect(clippy::large_enum_variant, reason = "one is made for a flush or a job, and not stored")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Edit {
     /// A memtable became an SST of L0, or only the position moved.
@@ -291,6 +293,7 @@ impl Pin {
             digest: current.manifest_digest,
             created_ms: self.created_ms,
             expires_ms: self.expires_ms,
+            unknown: Unknown::default(),
         });
         Ok(())
     }

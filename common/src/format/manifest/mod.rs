@@ -37,13 +37,13 @@ use serde::{Deserialize, Serialize};
 
 pub use super::frame::Digest;
 use super::path::{ManifestId, OutputId};
+use super::unknown::Unknown;
 use super::{Corrupt, FORMAT, current::Current, frame};
 use crate::limits::{BOUND_BYTES_MAX, KEY_BYTES_MAX};
 use crate::types::{DatabaseId, Epoch, Role, Seq, WalId};
 
 /// The tree at one version.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Manifest {
     /// The format's version.
     pub format: u32,
@@ -67,6 +67,9 @@ pub struct Manifest {
     pub retired: Vec<Retired>,
     /// Manifests that are pinned against collection.
     pub checkpoints: Vec<Checkpoint>,
+    /// Fields that this version does not know.
+    #[serde(flatten)]
+    pub unknown: Unknown,
 }
 
 /// What CURRENT said when the manifest was written.
@@ -83,7 +86,6 @@ pub struct Copies {
 
 /// One SST as the tree knows it: enough to load its metadata with one exact ranged GET.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct SstInfo {
     /// Its name.
     pub id: OutputId,
@@ -116,6 +118,9 @@ pub struct SstInfo {
     /// Where it lives, if that is another database (clones).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub home: Option<Home>,
+    /// Fields that this version does not know.
+    #[serde(flatten)]
+    pub unknown: Unknown,
 }
 
 /// A stretch of the chain, `from` inclusive to `to` exclusive.
@@ -150,7 +155,6 @@ pub struct Home {
 
 /// One sorted run as the manifest knows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct RunInfo {
     /// The object that lists its SSTs.
     pub id: OutputId,
@@ -177,11 +181,13 @@ pub struct RunInfo {
     /// Where it lives, if that is another database (clones).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub home: Option<Home>,
+    /// Fields that this version does not know.
+    #[serde(flatten)]
+    pub unknown: Unknown,
 }
 
 /// What left the tree.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Retired {
     /// An SST of L0 or a run.
     pub object: RetiredObject,
@@ -189,6 +195,9 @@ pub struct Retired {
     pub version: u64,
     /// Wall time of that commit, Unix milliseconds.
     pub time_ms: u64,
+    /// Fields that this version does not know.
+    #[serde(flatten)]
+    pub unknown: Unknown,
 }
 
 /// The name of what left the tree.
@@ -203,7 +212,6 @@ pub enum RetiredObject {
 
 /// A manifest that is pinned.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Checkpoint {
     /// What users call it.
     pub name: String,
@@ -216,6 +224,9 @@ pub struct Checkpoint {
     /// When it lets go by itself, Unix milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_ms: Option<u64>,
+    /// Fields that this version does not know.
+    #[serde(flatten)]
+    pub unknown: Unknown,
 }
 
 impl Manifest {
@@ -235,6 +246,7 @@ impl Manifest {
             runs: Vec::new(),
             retired: Vec::new(),
             checkpoints: Vec::new(),
+            unknown: Unknown::default(),
         }
     }
 

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::manifest::{Digest, RunInfo, SstInfo, law};
 use super::path::OutputId;
+use super::unknown::Unknown;
 use super::{Corrupt, FORMAT, frame};
 use crate::limits::BOUND_BYTES_MAX;
 use crate::types::{DatabaseId, Role};
@@ -93,6 +94,7 @@ impl Run {
             first_key: self.ssts.first().map(|sst| sst.first_key.clone()).unwrap_or_default(),
             last_key: self.ssts.last().map(|sst| sst.last_key.clone()).unwrap_or_default(),
             home: None,
+            unknown: Unknown::default(),
         }
     }
 
@@ -101,8 +103,11 @@ impl Run {
     /// # Errors
     /// `Corrupt` where name, sums or bounds differ.
     pub fn check_named_by(&self, info: &RunInfo) -> Result<(), Corrupt> {
-        let named =
-            RunInfo { home: info.home.clone(), ..self.info(info.digest, info.object_bytes) };
+        let named = RunInfo {
+            home: info.home.clone(),
+            unknown: info.unknown.clone(),
+            ..self.info(info.digest, info.object_bytes)
+        };
         law(named == *info, || format!("it is not what the manifest says of {}", info.id))
     }
 

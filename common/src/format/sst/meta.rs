@@ -58,6 +58,7 @@ impl SstMeta {
         let said = SstInfo {
             wal: info.wal,
             home: info.home.clone(),
+            unknown: info.unknown.clone(),
             ..meta.properties.info(info.id, info.bytes)
         };
         if said != *info || meta.index.end() != info.meta_offset {

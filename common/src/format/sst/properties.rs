@@ -6,6 +6,7 @@ use super::super::Corrupt;
 use super::super::codec::{self, Reader};
 use super::super::manifest::{ExpiryRange, SstInfo};
 use super::super::path::OutputId;
+use super::super::unknown::Unknown;
 use super::{expect_identity, keys, put_identity};
 use crate::limits::KEY_BYTES_MAX;
 use crate::types::{DatabaseId, EntryRef, PayloadRef, Seq};
@@ -123,6 +124,7 @@ impl Properties {
             wal: None,
             expires: (earliest_ms <= latest_ms).then_some(ExpiryRange { earliest_ms, latest_ms }),
             home: None,
+            unknown: Unknown::default(),
         }
     }
 

@@ -5,16 +5,17 @@
 //! ```text
 //! +-------- head, 28 bytes (codec) ---------+
 //! | magic 8 | format 2 | kind 1 | 0 | database 16 |
-//! +------------------- header, 64 bytes ------------------------------------------+
-//! | id 8 | writer 16 | epoch 4 | batches 4 | prev_seq 8 | first_seq 8 | next 8 | 0 8 |
-//! +-------------------------------------------------------------------------------+
-//! | batch | batch | …                                 none in a fence             |
-//! +-------------------------------------------------------------------------------+
+//! +------------------- header, 64 bytes -----------------------------------------------+
+//! | id 8 | writer 16 | epoch 4 | batches 4 | prev_seq 8 | first_seq 8 | next 8 | proven 8 |
+//! +------------------------------------------------------------------------------------+
+//! | batch | batch | …                                 none in a fence                  |
+//! +------------------------------------------------------------------------------------+
 //! | crc 4 |   CRC-32C of the batches, then of head and header                     |
 //! +-------+
 //!
-//! data:   batches >= 1, first_seq > prev_seq, next = 0;  batch i has seq first_seq + i
-//! fence:  batches = 0,  first_seq = 0,        next > id: where the chain goes on
+//! data:   batches >= 1, first_seq > prev_seq, next = 0, id - 1024 <= proven < id
+//!         batch i has seq first_seq + i
+//! fence:  batches = 0,  first_seq = 0, next = id + 1024: where the chain goes on, proven = 0
 //!
 //! batch:  bytes u32 | operations
 //! op:     tag u8 | key slice | [expires_ms varint] | payload       tag = kind | 0x10 if it expires
@@ -32,6 +33,8 @@
 //! - One id holds one object for as long as it is at or after `replay_from`.
 //! - Equal objects have equal bytes: a retry or a hedge sends exactly what was sent before.
 //! - A fence has [`FENCE_BYTES`] bytes and data have more, so a listing tells them apart.
+//! - `proven` is the highest own id that was proven when the object was sealed (before any: the
+//!   first own id - 1). So an object that says `proven >= g` shows that `wal/g` was acknowledged.
 
 use bytes::{Bytes, BytesMut};
 use uuid::Uuid;
@@ -39,7 +42,7 @@ use uuid::Uuid;
 use super::Corrupt;
 use super::codec::{self, Kind, Reader};
 use super::manifest::law;
-use crate::limits::{KEY_BYTES_MAX, SEQ_JUMP, VALUE_BYTES_MAX};
+use crate::limits::{KEY_BYTES_MAX, SEQ_JUMP, VALUE_BYTES_MAX, WAL_JUMP};
 use crate::types::{Batch, DatabaseId, Epoch, MergeOp, Op, Payload, Seq, WalId};
 
 const HEADER_BYTES: usize = codec::HEAD_BYTES + 64;
@@ -71,6 +74,8 @@ pub struct WalHeader {
     pub first_seq: Seq,
     /// How many batches it holds; none in a fence.
     pub batches: u32,
+    /// The highest id of its writer that was proven when it was sealed; 0 in a fence.
+    pub proven: WalId,
 }
 
 /// What a WAL object does to the chain.
@@ -98,6 +103,9 @@ pub struct WalStamp {
     pub writer: Uuid,
     /// The highest seq before it on the chain.
     pub prev_seq: Seq,
+    /// The highest id of this writer that is proven, its first id - 1 before any. Fences do not
+    /// say it.
+    pub proven: WalId,
 }
 
 /// One object of the log.
@@ -140,7 +148,7 @@ impl WalHeader {
         codec::put_u64(&mut bytes, self.prev_seq.0);
         codec::put_u64(&mut bytes, self.first_seq.0);
         codec::put_u64(&mut bytes, next.0);
-        codec::put_u64(&mut bytes, 0);
+        codec::put_u64(&mut bytes, self.proven.0);
         assert_eq!(self.check(), Ok(()), "a WAL object that could not be read back");
         *bytes.first_chunk().expect("the layout adds up to HEADER_BYTES")
     }
@@ -158,21 +166,26 @@ impl WalHeader {
             0 => WalKind::Data,
             next => WalKind::Fence { next: WalId(next) },
         };
-        law(reader.u64()? == 0, || "bytes that mean nothing are set".into())?;
+        let proven = WalId(reader.u64()?);
         reader.finish()?;
-        let header = Self { database, id, epoch, writer, kind, prev_seq, first_seq, batches };
+        let header =
+            Self { database, id, epoch, writer, kind, prev_seq, first_seq, batches, proven };
         header.check()?;
         Ok(header)
     }
 
     fn check(&self) -> Result<(), Corrupt> {
-        law(self.id >= WalId::FIRST, || "id 0 is before the chain".into())?;
+        law(self.id >= WalId::FIRST && self.id <= WalId::MAX, || {
+            format!("id {} is not on any chain", self.id)
+        })?;
         law(self.prev_seq <= Seq::MAX, || format!("prev_seq {} is no seq", self.prev_seq))?;
         match self.kind {
             WalKind::Fence { next } => {
                 let bare = self.batches == 0 && self.first_seq == Seq::ZERO;
-                law(bare && next > self.id, || {
-                    format!("a fence to {next} with data, or backwards")
+                law(bare && self.proven == WalId(0), || "a fence with data".into())?;
+                // INVARIANT: every fence jumps over the largest window, whoever made it.
+                law(next == self.id.plus(WAL_JUMP), || {
+                    format!("a fence at {} to {next}, not {WAL_JUMP} further on", self.id)
                 })?;
                 law(self.prev_seq.0 < Seq::MAX.0 - SEQ_JUMP, || {
                     format!("a fence after seq {} leaves no seqs", self.prev_seq)
@@ -183,6 +196,10 @@ impl WalHeader {
                 let fits = room.is_some_and(|room| u64::from(self.batches) <= room);
                 law(self.batches >= 1 && self.first_seq > self.prev_seq && fits, || {
                     format!("{} batches from seq {}", self.batches, self.first_seq)
+                })?;
+                let window = self.id.0.checked_sub(self.proven.0);
+                law(window.is_some_and(|window| (1..=WAL_JUMP).contains(&window)), || {
+                    format!("object {} says that {} is proven", self.id, self.proven)
                 })
             }
         }
@@ -239,9 +256,11 @@ pub fn seq_after_fence(prev_seq: Seq) -> Seq {
     Seq(prev_seq.0 + SEQ_JUMP - 1)
 }
 
-/// The bytes of a fence.
-pub fn encode_fence(stamp: &WalStamp, next: WalId) -> Bytes {
-    let header = stamp.header(WalKind::Fence { next }, Seq::ZERO, 0);
+/// The bytes of a fence, which leads to [`WAL_JUMP`] ids further on.
+pub fn encode_fence(stamp: &WalStamp) -> Bytes {
+    let next = stamp.id.plus(WAL_JUMP);
+    let bare = WalStamp { proven: WalId(0), ..*stamp };
+    let header = bare.header(WalKind::Fence { next }, Seq::ZERO, 0);
     let head = header.encode();
     let mut bytes = BytesMut::with_capacity(FENCE_BYTES);
     bytes.extend_from_slice(&head);
@@ -251,8 +270,8 @@ pub fn encode_fence(stamp: &WalStamp, next: WalId) -> Bytes {
 
 impl WalStamp {
     fn header(&self, kind: WalKind, first_seq: Seq, batches: u32) -> WalHeader {
-        let Self { database, id, epoch, writer, prev_seq } = *self;
-        WalHeader { database, id, epoch, writer, kind, prev_seq, first_seq, batches }
+        let Self { database, id, epoch, writer, prev_seq, proven } = *self;
+        WalHeader { database, id, epoch, writer, kind, prev_seq, first_seq, batches, proven }
     }
 }
 

@@ -12,6 +12,7 @@ fn stamp() -> WalStamp {
         epoch: Epoch(2),
         writer: uuid(3),
         prev_seq: Seq(700),
+        proven: WalId(1039),
     }
 }
 
@@ -66,12 +67,12 @@ fn data_bytes_are_golden() {
         "0198f2c4000070008000000000000003", // writer
         "0200000003000000",                 // epoch 2, 3 batches
         "bc02000000000000bd02000000000000", // prev_seq 700, first_seq 701
-        "00000000000000000000000000000000", // next 0, 0
+        "00000000000000000f04000000000000", // next 0, proven 1039
         "08000000000161017801",             // batch 1 begins: put a = x, delete
         "0162",                             // b
         "0900000012016ee807ac020137",       // n: add 7 written at 300, expires at 1000
         "0400000000016100",                 // put a = ""
-        "ecfa0f4b",
+        "e33e8d56",
     );
     assert_eq!(hex(&bytes), golden);
     let object = parse(bytes).unwrap();
@@ -81,7 +82,7 @@ fn data_bytes_are_golden() {
 
 #[test]
 fn fence_bytes_are_golden() {
-    let bytes = encode_fence(&stamp(), WalId(2066));
+    let bytes = encode_fence(&stamp());
     let golden = concat!(
         "89434149524e0d0a01000100",
         "0198f2c4000070008000000000000001",
@@ -89,7 +90,7 @@ fn fence_bytes_are_golden() {
         "0198f2c4000070008000000000000003",
         "0200000000000000",                 // epoch 2, no batches
         "bc020000000000000000000000000000", // prev_seq 700, first_seq 0
-        "12080000000000000000000000000000", // next 2066, 0
+        "12080000000000000000000000000000", // next 2066, proven 0
         "a4bc2500",
     );
     assert_eq!(hex(&bytes), golden);
@@ -108,7 +109,7 @@ fn the_smallest_data_are_larger_than_a_fence() {
 #[test]
 fn all_damage_is_seen() {
     assert_all_damage_is_seen(&encode(&sample(), &stamp()), parse);
-    assert_all_damage_is_seen(&encode_fence(&stamp(), WalId(2066)), parse);
+    assert_all_damage_is_seen(&encode_fence(&stamp()), parse);
 }
 
 #[test]
@@ -135,9 +136,9 @@ fn forged(header: WalHeader) -> Bytes {
         WalKind::Data => 0,
         WalKind::Fence { next } => next.0,
     };
-    let numbers = [header.prev_seq.0, header.first_seq.0, next];
+    let numbers = [header.prev_seq.0, header.first_seq.0, next, header.proven.0];
     bytes[56..60].copy_from_slice(&header.batches.to_le_bytes());
-    for (place, number) in bytes[60..84].chunks_exact_mut(8).zip(numbers) {
+    for (place, number) in bytes[60..92].chunks_exact_mut(8).zip(numbers) {
         place.copy_from_slice(&number.to_le_bytes());
     }
     let crc = codec::checksum(&[&bytes]);
@@ -156,6 +157,7 @@ fn impossible_headers_are_refused() {
         kind: WalKind::Fence { next: WalId(2066) },
         first_seq: Seq::ZERO,
         batches: 0,
+        proven: WalId(0),
         ..data
     };
     assert!(parse(forged(fence)).is_ok(), "the forger works");
@@ -166,6 +168,13 @@ fn impossible_headers_are_refused() {
         WalHeader { first_seq: Seq(u64::MAX), ..data },
         WalHeader { prev_seq: Seq(u64::MAX), ..fence },
         WalHeader { kind: WalKind::Fence { next: WalId(1042) }, ..fence },
+        WalHeader { kind: WalKind::Fence { next: WalId(2065) }, ..fence },
+        WalHeader { kind: WalKind::Fence { next: WalId(2067) }, ..fence },
+        WalHeader { kind: WalKind::Fence { next: WalId(u64::MAX) }, ..fence },
+        WalHeader { proven: WalId(1041), ..fence },
+        WalHeader { proven: WalId(1042), ..data },
+        WalHeader { proven: WalId(17), ..data },
+        WalHeader { proven: WalId(u64::MAX), ..data },
         WalHeader { batches: 1, ..fence },
         WalHeader { first_seq: Seq(1), ..fence },
     ] {

@@ -18,6 +18,7 @@ use crate::config::{HttpLimits, Size};
 use crate::env::Env;
 use crate::format::manifest::{Manifest, SstInfo};
 use crate::format::path::{ManifestId, OutputId};
+use crate::format::unknown::Unknown;
 use crate::http::api::{NDJSON, Status};
 use crate::http::metrics::Metrics;
 use crate::http::surface::{Node, Surface};
@@ -108,6 +109,7 @@ fn gone() -> SstInfo {
         wal: None,
         expires: None,
         home: None,
+        unknown: Unknown::default(),
     }
 }
 

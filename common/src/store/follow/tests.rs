@@ -8,6 +8,7 @@ use super::*;
 use crate::env::Env;
 use crate::format::edit::{Edit, Flush, Fresh, apply};
 use crate::format::wal::{WalBuilder, WalStamp, encode_fence, seq_after_fence};
+use crate::limits::WAL_JUMP;
 use crate::lsm::memtable::SeqWindow;
 use crate::store::object::{Bucket, StoreSettings};
 use crate::types::{Batch, DatabaseId, Epoch, Op, Payload};
@@ -46,6 +47,7 @@ impl Chain {
             epoch: self.epoch,
             writer: Uuid::from_u128(9),
             prev_seq: self.seq,
+            proven: WalId(self.position.0 - 1),
         }
     }
 
@@ -68,11 +70,11 @@ impl Chain {
         (self.position, self.seq) = (self.position.next(), seq);
     }
 
-    async fn fence(&mut self, jump: u64) {
-        let next = self.position.plus(jump);
-        let bytes = encode_fence(&self.stamp(), next);
+    async fn fence(&mut self) {
+        let bytes = encode_fence(&self.stamp());
         self.bucket.create(&Object::Wal(self.position), bytes).await.unwrap();
-        (self.position, self.seq) = (next, seq_after_fence(self.seq));
+        self.position = self.position.plus(WAL_JUMP);
+        self.seq = seq_after_fence(self.seq);
     }
 
     /// Moves replay to the chain's end, as a flush does.
@@ -139,9 +141,9 @@ async fn the_chain_is_followed_through_fences_to_its_end() {
     assert_eq!(follower.step().await.unwrap(), AT_END);
     chain.append(2).await;
     chain.append(1).await;
-    chain.fence(7).await;
+    chain.fence().await;
     // A stalled writer's object behind the fence, on an id that the fence jumps.
-    let zombie = WalStamp { id: WalId(4), prev_seq: Seq(3), ..chain.stamp() };
+    let zombie = WalStamp { id: WalId(4), prev_seq: Seq(3), proven: WalId(2), ..chain.stamp() };
     let mut group = WalBuilder::new();
     let op = Op { key: "key 4".into(), payload: Payload::Tombstone, expires_ms: None };
     group.push(&Batch { seq: Seq(4), ops: vec![op] });
@@ -151,7 +153,7 @@ async fn the_chain_is_followed_through_fences_to_its_end() {
     let behind = seq_after_fence(Seq(3)).next();
     assert_eq!((follower.position(), follower.seq()), (chain.position, behind));
     assert_eq!(held(&follower), [1, 2, 3, behind.0]);
-    assert_eq!(follower.position(), WalId(11));
+    assert_eq!(follower.position(), WalId(4).plus(WAL_JUMP));
 }
 
 #[tokio::test]
@@ -264,7 +266,7 @@ async fn junk_on_a_collected_id_is_never_applied() {
     let mut chain = Chain::new().await;
     let mut follower = chain.follower().await;
     // A stalled taker prepared its fence for id 1 long ago.
-    let late_fence = encode_fence(&chain.stamp(), WalId(1025));
+    let late_fence = encode_fence(&chain.stamp());
     for _ in 0..2 {
         chain.append(1).await;
     }

@@ -1,8 +1,8 @@
 //! A directory as an object store: durable, create-once and with compare-and-swap, which the store
 //! that `object_store` brings for directories lacks.
 //!
-//! **Layout**: an object is the file of its name under the root, CURRENT among them: what is copied,
-//! restored or deleted by hand is what the database sees. Names with `#` are not objects:
+//! **Layout**: an object is the file of its name under the root, CURRENT among them: what is
+//! copied, restored or deleted by hand is what the database sees. Names with `#` are not objects:
 //! `NAME#PID-…` is a write on its way, `NAME#swap-PID-…` a swap, or what a kill has left of one
 //! ([`sweep`]); `NAME#lock` is whose turn it is to swap NAME.
 //!

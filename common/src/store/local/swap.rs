@@ -21,8 +21,8 @@
 //! - Two swaps can revoke each other for ever; the turn makes that rare, and the number of tries
 //!   bounds it.
 //!
-//! **Source**: rename(2) and unlink(2) are atomic; POSIX readdir returns every entry that is neither
-//! added nor removed meanwhile.
+//! **Source**: rename(2) and unlink(2) are atomic; POSIX readdir returns every entry that is
+//! neither added nor removed meanwhile.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Error as IoError, ErrorKind};
@@ -37,11 +37,12 @@ use super::files::{Files, MARK, e_tag, marked, nothing_happened, sync_parent};
 
 /// The mark of files that are about to be swapped in.
 pub(super) const SWAP: &str = "swap-";
-/// The longest wait for a turn is this many pauses of [`TURN_PAUSE`]: a swap is two syncs, some 10 ms
-/// on a slow disk, and whoever has the turn for longer is stopped or the disk is.
+/// The longest wait for a turn is this many pauses of [`TURN_PAUSE`]: a swap is two syncs, some
+/// 10 ms on a slow disk, and whoever has the turn for longer is stopped or the disk is.
 const TURN_PAUSES: u32 = 200;
 const TURN_PAUSE: Duration = Duration::from_millis(5);
-/// Times that a swap begins again after it was revoked. Only swaps without a turn revoke each other.
+/// Times that a swap begins again after it was revoked. Only swaps without a turn revoke each
+/// other.
 const TRIES: u32 = 16;
 
 impl Files {
