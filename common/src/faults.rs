@@ -18,6 +18,7 @@ pub const BUGS: &[&str] = &[
     "hold_is_skipped",
     "lease_never_runs_out",
     "memory_ack_without_lease",
+    "one_odd_answer_is_believed",
     "picker_ignores_l0_stop",
     "picker_ignores_tombstones",
     "reader_dates_a_look_by_its_end",

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use cairn_common::error::{Error, Result};
+use bytes::Bytes;
+use cairn_common::error::Result;
 use cairn_common::format::manifest::{Manifest, RunInfo, SstInfo};
 use cairn_common::format::path::{Object, OutputId};
 use cairn_common::format::run::Run;
@@ -64,9 +65,8 @@ impl Catalog {
             return Ok(Arc::clone(run));
         }
         let object = Object::Run(id);
-        let bytes = self.bucket.get(&object).await?;
-        let run = Run::parse_retired(&bytes, id, database);
-        let run = Arc::new(run.map_err(|cause| Error::corrupt(object.path(), cause))?);
+        let parse = |bytes: Bytes| Run::parse_retired(&bytes, id, database);
+        let run = Arc::new(self.bucket.read_parsed(&object, None, parse).await?);
         self.runs.insert(id, Arc::clone(&run));
         Ok(run)
     }
@@ -78,14 +78,15 @@ impl Catalog {
 
     async fn read(&self, info: &RunInfo) -> Result<Run> {
         let object = Object::Run(info.id);
-        let bytes = match &info.home {
-            Some(home) => self.bucket.rooted(&home.root)?.get(&object).await?,
-            None => self.bucket.get(&object).await?,
+        let parse = |bytes: Bytes| {
+            let run = Run::parse(&bytes, &info.digest)?;
+            run.check_named_by(info)?;
+            Ok(run)
         };
-        let corrupt = |cause| Error::corrupt(object.path(), cause);
-        let run = Run::parse(&bytes, &info.digest).map_err(corrupt)?;
-        run.check_named_by(info).map_err(corrupt)?;
-        Ok(run)
+        match &info.home {
+            Some(home) => self.bucket.rooted(&home.root)?.read_parsed(&object, None, parse).await,
+            None => self.bucket.read_parsed(&object, None, parse).await,
+        }
     }
 }
 

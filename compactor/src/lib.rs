@@ -73,7 +73,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 /// # Errors
 /// As [`Life::run`].
 pub async fn run(config: Config, bucket: Bucket, frame: Frame) -> Result<()> {
-    let Frame { env, data, ops, shutdown, announce } = frame;
+    let Frame { env: _, data, ops, shutdown, announce } = frame;
+    let env = bucket.env().clone();
     let shutdown_grace = Span(Graces::of(&config).requests);
     let limits = HttpLimits { shutdown_grace, ..config.shared.http };
     let metrics = Arc::new(Metrics::new("compactor"));

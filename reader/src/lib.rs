@@ -55,7 +55,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 /// # Errors
 /// `Corrupt` for a damaged database; `Invalid` for a store or a cache that cannot be used.
 pub async fn run(config: Config, bucket: Bucket, frame: Frame) -> Result<()> {
-    let Frame { env, data, ops, shutdown, announce } = frame;
+    let Frame { env: _, data, ops, shutdown, announce } = frame;
+    let env = bucket.env().clone();
     if let Err(error @ Error::Invalid(_)) = bucket.check().await {
         return Err(error);
     }

@@ -188,6 +188,15 @@ fn matrix() -> Vec<Row> {
         row(Fault::Slow(LONG), Indeterminate, (false, false), 1),
         row(Fault::Duplicate(LONG / 4), Done, (true, true), 1),
         row(Fault::Silence, Indeterminate, (false, false), 1),
+        row(Fault::ForeignBefore(200), Indeterminate, (false, false), 1),
+        row(Fault::ForeignAfter(200), Indeterminate, (true, true), 1),
+        row(Fault::ForeignBefore(304), Indeterminate, (false, false), 1),
+        row(Fault::ForeignBefore(403), Indeterminate, (false, false), 1),
+        row(Fault::ForeignBefore(404), Indeterminate, (false, false), 1),
+        row(Fault::ForeignBefore(409), Indeterminate, (false, false), 1),
+        row(Fault::ForeignBefore(412), Indeterminate, (false, false), 1),
+        row(Fault::ForeignAfter(412), Indeterminate, (true, true), 1),
+        row(Fault::ForeignBefore(502), Indeterminate, (false, false), 1),
     ]
 }
 
@@ -305,7 +314,8 @@ async fn what_may_be_done_twice_is_tried_until_it_is_done() {
         assert_eq!(bucket.list(ObjectKind::Wal).await.unwrap().len(), 1, "{fault:?}");
         bucket.delete(&[object]).await.unwrap();
     }
-    assert_eq!(u64::try_from(fake.faults().met()), Ok(bucket.metrics().snapshot().retries));
+    let retries = bucket.metrics().snapshot().retries.iter().map(|row| row.count).sum();
+    assert_eq!(u64::try_from(fake.faults().met()), Ok(retries));
 }
 
 #[tokio::test]

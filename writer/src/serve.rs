@@ -53,7 +53,8 @@ const FAREWELL: Duration = Duration::from_millis(500);
 /// By exit code: `Invalid`, `Fenced`, `Unfit`, `Corrupt`; anything else is unexpected.
 pub async fn run(config: Config, frame: Frame) -> Result<()> {
     let Frame { env, data, ops, shutdown, announce } = frame;
-    let bucket = Bucket::open(&config.shared.store, StoreSettings::default(), env.clone())?;
+    let bucket = Bucket::open(&config.shared.store, StoreSettings::default(), env)?;
+    let env = bucket.env().clone();
     let parts = Parts {
         env: env.clone(),
         bucket: bucket.clone(),

@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
+use bytes::Bytes;
 use cairn_common::Error;
 use cairn_common::format::path::Object;
 use cairn_common::format::wal::{FENCE_BYTES, WalKind, WalObject};
@@ -54,15 +55,15 @@ pub(crate) async fn wal(args: WalArgs) -> Outcome {
 /// An object of the log with its size; `None` where there is none.
 async fn get(database: &Database, id: WalId) -> Outcome<Option<(WalObject, u64)>> {
     let name = Object::Wal(id);
-    let bytes = match database.bucket.get(&name).await {
-        Ok(bytes) => bytes,
-        Err(Error::NotFound(_)) => return Ok(None),
-        Err(error) => return Err(error.into()),
+    let parse = |bytes: Bytes| {
+        let size = bytes.len() as u64;
+        WalObject::parse(bytes, database.snapshot.current.database, id).map(|object| (object, size))
     };
-    let size = bytes.len() as u64;
-    let parsed = WalObject::parse(bytes, database.snapshot.current.database, id);
-    let object = parsed.map_err(|cause| Error::corrupt(name.path(), cause))?;
-    Ok(Some((object, size)))
+    match database.bucket.read_parsed(&name, None, parse).await {
+        Ok(found) => Ok(Some(found)),
+        Err(Error::NotFound(_)) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 async fn chain(database: &Database, limit: usize, out: &mut impl Write) -> Outcome {

@@ -5,6 +5,7 @@
 use std::io::Write as _;
 use std::time::Duration;
 
+use bytes::Bytes;
 use cairn_common::Error;
 use cairn_common::config::Span;
 use cairn_common::env::Env;
@@ -57,8 +58,8 @@ struct Database {
 
 impl Database {
     async fn open(place: &Place) -> Outcome<Self> {
-        let env = Env::system();
-        let bucket = Bucket::open(&place.store, StoreSettings::default(), env.clone())?;
+        let bucket = Bucket::open(&place.store, StoreSettings::default(), Env::system())?;
+        let env = bucket.env().clone();
         let snapshot = Manifests::new(bucket.clone(), env.clone()).load().await?;
         let missing = || Failure::new(format!("there is no database at {}", place.store));
         let snapshot = snapshot.ok_or_else(missing)?;
@@ -177,9 +178,8 @@ async fn evidence(database: &Database, listing: &[Stored]) -> Outcome<Evidence> 
     let mut checkpoints = Vec::new();
     for checkpoint in &manifest.checkpoints {
         let object = Object::Manifest(checkpoint.manifest);
-        let bytes = database.bucket.get(&object).await?;
-        let body = Manifest::parse(&bytes, &checkpoint.digest);
-        checkpoints.push(body.map_err(|cause| Error::corrupt(object.path(), cause))?);
+        let parse = |bytes: Bytes| Manifest::parse(&bytes, &checkpoint.digest);
+        checkpoints.push(database.bucket.read_parsed(&object, None, parse).await?);
     }
     let mut runs: Vec<Run> = Vec::new();
     for info in std::iter::once(&**manifest).chain(&checkpoints).flat_map(|body| &body.runs) {
@@ -191,9 +191,8 @@ async fn evidence(database: &Database, listing: &[Stored]) -> Outcome<Evidence> 
         let RetiredObject::Run(id) = retired.object else { continue };
         let object = Object::Run(id);
         if listing.iter().any(|stored| stored.object == object) {
-            let bytes = database.bucket.get(&object).await?;
-            let run = Run::parse_retired(&bytes, id, current.database);
-            runs.push(run.map_err(|cause| Error::corrupt(object.path(), cause))?);
+            let parse = |bytes: Bytes| Run::parse_retired(&bytes, id, current.database);
+            runs.push(database.bucket.read_parsed(&object, None, parse).await?);
         }
     }
     let evidence = Evidence::new(current, manifest, &checkpoints, &runs);

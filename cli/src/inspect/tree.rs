@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use cairn_common::Error;
+use bytes::Bytes;
 use cairn_common::format::block::{Block, BlockCursor};
 use cairn_common::format::manifest::{Digest, Manifest, RetiredObject, SstInfo};
 use cairn_common::format::path::{Object, ObjectKind};
@@ -81,9 +81,8 @@ async fn past(database: &Database, version: u64) -> Outcome<Manifest> {
         }
     };
     let object = Object::Manifest(id);
-    let bytes = database.bucket.get(&object).await?;
-    let parsed = Manifest::parse(&bytes, &Digest::of(&bytes));
-    Ok(parsed.map_err(|cause| Error::corrupt(object.path(), cause))?)
+    let parse = |bytes: Bytes| Manifest::parse(&bytes, &Digest::of(&bytes));
+    Ok(database.bucket.read_parsed(&object, None, parse).await?)
 }
 
 fn write_manifest(out: &mut impl Write, manifest: &Manifest) -> io::Result<()> {

@@ -5,12 +5,16 @@ use std::fmt;
 use std::future::Future;
 use std::time::Duration;
 
-use super::answer::{Act, Again, Failed, judge};
+use super::answer::{Act, Again, Failed, Reason, judge};
 use super::backoff::Backoff;
+use super::link::{Class, Transfer};
 use super::metrics::{Ended, Operation, Sample};
 use super::object::Bucket;
 use crate::format::path::{Object, ObjectKind};
 use crate::{Error, Result};
+
+/// Bytes of an SST that somebody waits for: blocks and metadata. More is a merge or a warm-up.
+const URGENT_BYTES_MAX: usize = 1 << 20;
 
 /// One attempt: what it does, and to what.
 #[derive(Clone, Copy)]
@@ -18,6 +22,17 @@ pub(super) struct Call<'a> {
     pub(super) operation: Operation,
     pub(super) kind: ObjectKind,
     pub(super) name: &'a (dyn fmt::Display + Sync),
+}
+
+impl Transfer {
+    /// What an attempt says about the link.
+    pub(super) fn of<T>(answer: &Result<T, Failed>) -> Self {
+        match answer {
+            Ok(_) => Self::Done,
+            Err(Failed { reason: Reason::Timeout, .. }) => Self::TimedOut,
+            Err(_) => Self::Failed,
+        }
+    }
 }
 
 impl<'a> Call<'a> {
@@ -29,23 +44,25 @@ impl<'a> Call<'a> {
         format!("{} {}", self.operation.name(), self.name)
     }
 
+    /// Who goes first on a link that is full.
+    pub(super) fn class(&self, bytes: usize) -> Class {
+        if self.kind == ObjectKind::Sst && bytes > URGENT_BYTES_MAX {
+            Class::Bulk
+        } else {
+            Class::Urgent
+        }
+    }
+
     fn act(&self) -> Act {
         match self.operation {
             Operation::Get | Operation::List => Act::Read,
-            _ => Act::Write,
+            Operation::Create | Operation::Swap => Act::Conditional,
+            Operation::Put | Operation::Delete => Act::Write,
         }
     }
 }
 
 impl Bucket {
-    /// How long an attempt that carries so many bytes may take.
-    pub(super) fn attempt_timeout(&self, bytes: usize) -> Duration {
-        let settings = self.settings();
-        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
-        let seconds = bytes / settings.bytes_per_second_min.max(1);
-        settings.attempt_timeout + Duration::from_secs(seconds)
-    }
-
     /// One request: within its time, counted, and its answer judged.
     pub(super) async fn attempt<T>(
         &self,
@@ -90,13 +107,13 @@ impl Bucket {
         loop {
             match attempt().await {
                 Ok(value) => return Ok(value),
-                Err(Failed { again: Again::Worthwhile, error }) => {
+                Err(Failed { again: Again::Worthwhile, error, reason }) => {
                     if !backoff.pause().await {
                         return Err(error);
                     }
-                    self.metrics().retried();
+                    self.metrics().retried(reason);
                 }
-                Err(Failed { again: Again::Futile, error }) => return Err(error),
+                Err(Failed { again: Again::Futile, error, .. }) => return Err(error),
             }
         }
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::commit::check_writable;
-use super::manifest::{Manifests, Snapshot, parse_current};
+use super::manifest::{Manifests, Snapshot};
 use super::object::Version;
 use super::pause::Pause;
 use crate::error::{Error, Result};
@@ -79,8 +79,8 @@ impl Manifests {
         loop {
             let (current, version) = match known.take() {
                 Some(known) => known,
-                None => match self.bucket.get_versioned(&Object::Current).await {
-                    Ok((bytes, version)) => (parse_current(&bytes)?, version),
+                None => match self.current().await {
+                    Ok(found) => found,
                     Err(error @ (Error::Unavailable(_) | Error::Indeterminate(_))) => {
                         pause.wait(&self.env, &error).await;
                         continue;
@@ -97,6 +97,8 @@ impl Manifests {
             check_writable(&current)?;
             let root = self.bucket.root_id();
             let next = claim.apply(&current, root, self.env.random.uuid());
+            // SUBTLE: a conflict while nothing has changed is a proxy's word, not the store's.
+            let is_unchanged = replaced.as_ref() == Some(&current);
             replaced = Some(current.clone());
             match self.bucket.swap(&Object::Current, next.encode(), &version).await {
                 Ok(version) => {
@@ -104,8 +106,10 @@ impl Manifests {
                     let proof = Proof { current: next, version, proven_at };
                     return self.claimed(claim, proof, current, manifest).await;
                 }
-                Err(Error::Conflict(_)) => {}
-                Err(error @ (Error::Unavailable(_) | Error::Indeterminate(_))) => {
+                Err(Error::Conflict(_)) if !is_unchanged => {}
+                Err(
+                    error @ (Error::Conflict(_) | Error::Unavailable(_) | Error::Indeterminate(_)),
+                ) => {
                     pause.wait(&self.env, &error).await;
                 }
                 Err(error) => return Err(error),

@@ -48,18 +48,19 @@ impl Manifests {
                 }
                 Err(error) => Err(error),
             };
-            match swapped {
+            let failed = match swapped {
                 Ok(version) => {
                     let manifest = Arc::new(next.manifest);
                     return Ok(Snapshot { current: next.current, version, manifest });
                 }
-                Err(Error::Conflict(_)) => {}
-                Err(error @ (Error::Unavailable(_) | Error::Indeterminate(_))) => {
-                    pause.wait(&self.env, &error).await;
-                }
+                // SUBTLE: a conflict while nothing has changed is the answer of a proxy, which may
+                // repeat it for long.
+                Err(
+                    error @ (Error::Conflict(_) | Error::Unavailable(_) | Error::Indeterminate(_)),
+                ) => error,
                 Err(error) => return Err(error),
-            }
-            known = self.read_back(&known, &mut pause).await?;
+            };
+            known = self.read_back(known, &failed, &mut pause).await?;
         }
     }
 
@@ -80,23 +81,40 @@ impl Manifests {
             let Some(mut next) = change(&known.current)? else { return Ok(known) };
             check_writable(&known.current)?;
             next.nonce = self.env.random.uuid();
-            match self.bucket.swap(&Object::Current, next.encode(), &known.version).await {
+            let swapped = self.bucket.swap(&Object::Current, next.encode(), &known.version).await;
+            let failed = match swapped {
                 Ok(version) => return Ok(Snapshot { current: next, version, ..known }),
-                Err(Error::Conflict(_)) => {}
-                Err(error @ (Error::Unavailable(_) | Error::Indeterminate(_))) => {
-                    pause.wait(&self.env, &error).await;
-                }
+                // SUBTLE: a conflict while nothing has changed is the answer of a proxy, which may
+                // repeat it for long.
+                Err(
+                    error @ (Error::Conflict(_) | Error::Unavailable(_) | Error::Indeterminate(_)),
+                ) => error,
                 Err(error) => return Err(error),
-            }
-            known = self.read_back(&known, &mut pause).await?;
+            };
+            known = self.read_back(known, &failed, &mut pause).await?;
         }
     }
 
-    /// What is there now, however long the store is away.
-    async fn read_back(&self, known: &Snapshot, pause: &mut Pause) -> Result<Snapshot> {
+    /// What is there after a swap that failed, however long the store is away. Waits where the race
+    /// was not lost to somebody whose commit can be seen.
+    async fn read_back(
+        &self,
+        known: Snapshot,
+        failed: &Error,
+        pause: &mut Pause,
+    ) -> Result<Snapshot> {
+        if !matches!(failed, Error::Conflict(_)) {
+            pause.wait(&self.env, failed).await;
+        }
         loop {
-            match self.refresh(known).await {
-                Ok(changed) => return Ok(changed.unwrap_or_else(|| known.clone())),
+            match self.refresh(&known).await {
+                Ok(Some(changed)) => return Ok(changed),
+                Ok(None) => {
+                    if matches!(failed, Error::Conflict(_)) {
+                        pause.wait(&self.env, failed).await;
+                    }
+                    return Ok(known);
+                }
                 Err(error @ (Error::Unavailable(_) | Error::Indeterminate(_))) => {
                     pause.wait(&self.env, &error).await;
                 }

@@ -2,7 +2,8 @@
 //!
 //! A create that takes longer than 95 % of the recent ones is sent again with the same bytes, and
 //! the first definite answer counts. "Exists" may then be our own first sending, as it may be
-//! after any uncertain create: callers tell by reading back.
+//! after any uncertain create: callers tell by reading back. What is large, or would go over a link
+//! that is full, is not sent twice: that would make it slower.
 
 use std::future::Future;
 use std::pin::pin;
@@ -23,6 +24,9 @@ use crate::{Error, Result};
 const SAMPLES: usize = 128;
 /// Fewer say nothing about the slowest twentieth.
 const SAMPLES_MIN: usize = 20;
+
+/// Larger objects are slow because of the link: sent twice they take twice as long.
+const HEDGED_BYTES_MAX: usize = 256 << 10;
 
 /// How long recent creates took.
 #[derive(Debug, Default)]
@@ -66,7 +70,9 @@ impl Bucket {
     /// `Conflict`: something is there, which may be these bytes; `Indeterminate`: read back;
     /// `Unavailable`.
     pub async fn create(&self, object: &Object, bytes: Bytes) -> Result<()> {
-        let hedged = self.settings().hedge == Hedge::AfterP95 && object.kind() == ObjectKind::Wal;
+        let hedged = self.settings().hedge == Hedge::AfterP95
+            && object.kind() == ObjectKind::Wal
+            && bytes.len() <= HEDGED_BYTES_MAX;
         if !hedged {
             return self.retry_certain(|| self.create_once(object, bytes.clone())).await;
         }
@@ -91,6 +97,9 @@ impl Bucket {
         let Some(usual) = self.wal_creates().p95() else { return first.await };
         if let Ok(answer) = tokio::time::timeout(usual, &mut first).await {
             return answer;
+        }
+        if !self.uplink().is_calm() {
+            return first.await;
         }
         self.metrics().hedged();
         let mut second = pin!(self.create_once(object, bytes.clone()));

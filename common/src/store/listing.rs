@@ -34,7 +34,8 @@ impl Bucket {
     /// # Errors
     /// `Unavailable`.
     pub async fn list(&self, kind: ObjectKind) -> Result<Vec<Listed>> {
-        self.retry(|| self.list_once(kind)).await
+        let call = Call { operation: Operation::List, kind, name: &kind.name() };
+        self.retry(|| self.list_once(call)).await
     }
 
     /// The objects of a kind that come after `last` in the order of names. One LIST per thousand of
@@ -43,29 +44,30 @@ impl Bucket {
     /// # Errors
     /// `Unavailable`.
     pub async fn list_after(&self, kind: ObjectKind, last: &Object) -> Result<Vec<Listed>> {
+        let call = Call { operation: Operation::List, kind, name: &kind.name() };
         let offset = self.path(last);
-        self.retry(|| self.list_pages(kind, Some(&offset))).await
+        self.retry(|| self.list_pages(call, Some(&offset))).await
     }
 
-    async fn list_once(&self, kind: ObjectKind) -> Result<Vec<Listed>, Failed> {
-        let call = Call { operation: Operation::List, kind, name: &kind.name() };
-        let timeout = self.settings().attempt_timeout;
+    async fn list_once(&self, call: Call<'_>) -> Result<Vec<Listed>, Failed> {
+        let kind = call.kind;
         if kind == ObjectKind::Current {
             let page = self.store().list_with_delimiter(Some(self.root()));
+            let timeout = self.downlink().patience(self.settings().attempt_timeout);
             let page = self.attempt(call, timeout, page).await?;
             let listed = page.objects.iter().filter_map(|meta| self.listed(meta, kind));
             return Ok(listed.collect());
         }
-        self.list_pages(kind, None).await
+        self.list_pages(call, None).await
     }
 
     async fn list_pages(
         &self,
-        kind: ObjectKind,
+        call: Call<'_>,
         after: Option<&Path>,
     ) -> Result<Vec<Listed>, Failed> {
-        let call = Call { operation: Operation::List, kind, name: &kind.name() };
-        let timeout = self.settings().attempt_timeout;
+        let kind = call.kind;
+        let timeout = self.downlink().patience(self.settings().attempt_timeout);
         let prefix = self.root().clone().join(kind.name());
         let mut stream = match after {
             Some(after) => self.store().list_with_offset(Some(&prefix), after),
@@ -122,14 +124,14 @@ impl Bucket {
     /// `Unavailable`, `Indeterminate`: some may be deleted and others not.
     pub async fn delete(&self, objects: &[Object]) -> Result<()> {
         for batch in objects.chunks(DELETE_BATCH) {
-            self.retry(|| self.delete_once(batch)).await?;
+            let Some(first) = batch.first() else { continue };
+            let call = Call::new(Operation::Delete, first);
+            self.retry(|| self.delete_once(call, batch)).await?;
         }
         Ok(())
     }
 
-    async fn delete_once(&self, batch: &[Object]) -> Result<(), Failed> {
-        let Some(first) = batch.first() else { return Ok(()) };
-        let call = Call::new(Operation::Delete, first);
+    async fn delete_once(&self, call: Call<'_>, batch: &[Object]) -> Result<(), Failed> {
         let paths: Vec<_> = batch.iter().map(|object| Ok(self.path(object))).collect();
         let mut stream = self.store().delete_stream(futures::stream::iter(paths).boxed());
         let deleted = async {

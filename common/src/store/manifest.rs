@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::answer::Reason;
 use super::object::{Bucket, Version};
 use super::probe::{self, Verdict};
 use crate::env::Env;
@@ -26,6 +27,10 @@ const MOVED_COUNT_MAX: u32 = 8;
 /// another connection and another server to answer, far below the default lease.
 const MISSING_PAUSE: Duration = Duration::from_millis(200);
 
+/// Reads of a manifest that CURRENT goes on naming before it counts as lost.
+const MISSED_COUNT_MAX: u32 = 3;
+/// Between two of them, about.
+const MISSED_PAUSE: Duration = Duration::from_millis(500);
 /// CURRENT and the manifest it names, read together.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
@@ -77,8 +82,8 @@ impl Manifests {
     /// # Errors
     /// `Corrupt`, also for a root that has lost its CURRENT. `Unavailable`, `Indeterminate`.
     pub async fn load(&self) -> Result<Option<Snapshot>> {
-        match self.bucket.get_versioned(&Object::Current).await {
-            Ok((bytes, version)) => self.follow(parse_current(&bytes)?, version).await.map(Some),
+        match self.current().await {
+            Ok((current, version)) => self.follow(current, version).await.map(Some),
             Err(Error::NotFound(_)) => match self.refuse_damaged_root().await {
                 Ok(()) => Ok(None),
                 Err(damaged) => self.load_after_all(damaged).await.map(Some),
@@ -90,8 +95,8 @@ impl Manifests {
     /// SUBTLE: objects without a CURRENT are a damaged root, or a database that another process
     /// made between our look for CURRENT and our look for objects.
     async fn load_after_all(&self, damaged: Error) -> Result<Snapshot> {
-        match self.bucket.get_versioned(&Object::Current).await {
-            Ok((bytes, version)) => self.follow(parse_current(&bytes)?, version).await,
+        match self.current().await {
+            Ok((current, version)) => self.follow(current, version).await,
             Err(Error::NotFound(_)) => Err(damaged),
             Err(error) => Err(error),
         }
@@ -105,15 +110,16 @@ impl Manifests {
     /// `Corrupt`, also where CURRENT is another database's, or two reads in a row did not find it.
     /// `Unavailable`, `Indeterminate`.
     pub async fn refresh(&self, known: &Snapshot) -> Result<Option<Snapshot>> {
-        let changed = match self.bucket.get_if_changed(&Object::Current, &known.version).await {
+        let read =
+            self.bucket.read_if_changed(&Object::Current, &known.version, |b| Current::parse(&b));
+        let changed = match read.await {
             Err(Error::NotFound(_)) if planted("writer_ignores_missing_current") => {
                 return Ok(None);
             }
             Err(Error::NotFound(_)) => Some(self.look_again_for_current().await?),
             answer => answer?,
         };
-        let Some((bytes, version)) = changed else { return Ok(None) };
-        let current = parse_current(&bytes)?;
+        let Some((current, version)) = changed else { return Ok(None) };
         if current.database != known.current.database {
             let cause = format!("database {} became {}", known.current.database, current.database);
             return Err(Error::corrupt(Object::Current.path(), cause));
@@ -162,6 +168,7 @@ impl Manifests {
         mut current: Current,
         mut version: Version,
     ) -> Result<Snapshot> {
+        let mut missed_count = 0;
         for _ in 0..MOVED_COUNT_MAX {
             match self.manifest(&current).await {
                 Ok(manifest) => {
@@ -170,13 +177,17 @@ impl Manifests {
                 Err(Error::NotFound(_)) => {}
                 Err(error) => return Err(error),
             }
-            let (bytes, found) = match self.bucket.get_versioned(&Object::Current).await {
+            let (next, found) = match self.current().await {
                 Err(Error::NotFound(_)) => self.look_again_for_current().await?,
                 answer => answer?,
             };
-            let next = parse_current(&bytes)?;
             if next.manifest == current.manifest {
-                break;
+                missed_count += 1;
+                if missed_count >= MISSED_COUNT_MAX {
+                    break;
+                }
+                self.bucket.metrics().retried(Reason::Missing);
+                tokio::time::sleep(MISSED_PAUSE.mul_f64(0.5 + self.env.random.unit())).await;
             }
             (current, version) = (next, found);
         }
@@ -190,9 +201,9 @@ impl Manifests {
     ///
     /// # Errors
     /// `Corrupt`: the second read did not find it either.
-    async fn look_again_for_current(&self) -> Result<(Bytes, Version)> {
+    async fn look_again_for_current(&self) -> Result<(Current, Version)> {
         tokio::time::sleep(MISSING_PAUSE).await;
-        match self.bucket.get_versioned(&Object::Current).await {
+        match self.current().await {
             Err(Error::NotFound(_)) => {
                 let url = self.bucket.url();
                 let cause = format!("it is gone from {url}: two reads did not find it. {REMEDY}");
@@ -204,11 +215,18 @@ impl Manifests {
 
     async fn manifest(&self, current: &Current) -> Result<Manifest> {
         let object = Object::Manifest(current.manifest);
-        let bytes = self.bucket.get(&object).await?;
-        let corrupt = |cause| Error::corrupt(object.path(), cause);
-        let manifest = Manifest::parse(&bytes, &current.manifest_digest).map_err(corrupt)?;
-        manifest.check_named_by(current).map_err(corrupt)?;
-        Ok(manifest)
+        let parse = |bytes: Bytes| {
+            let manifest = Manifest::parse(&bytes, &current.manifest_digest)?;
+            manifest.check_named_by(current)?;
+            Ok(manifest)
+        };
+        self.bucket.read_parsed(&object, None, parse).await
+    }
+
+    /// CURRENT and its version, read until it parses. One GET.
+    pub(super) async fn current(&self) -> Result<(Current, Version)> {
+        let parse = |bytes: Bytes| Current::parse(&bytes);
+        self.bucket.read_versioned(&Object::Current, parse).await
     }
 
     /// A root without CURRENT is empty where it holds at most what an unfinished creation leaves:
@@ -236,15 +254,8 @@ fn damaged_root(found: &str) -> Error {
     )
 }
 
-pub(super) fn parse_current(bytes: &[u8]) -> Result<Current> {
-    Current::parse(bytes).map_err(|cause| Error::corrupt(Object::Current.path(), cause))
-}
-
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-    use std::time::Duration;
-
     use object_store::memory::InMemory;
     use object_store::throttle::{ThrottleConfig, ThrottledStore};
 

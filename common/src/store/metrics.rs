@@ -8,6 +8,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::answer::Reason;
 use crate::format::path::ObjectKind;
 
 /// What is asked of a store.
@@ -92,7 +93,8 @@ const ROWS: usize = Operation::ALL.len() * ObjectKind::ALL.len();
 pub struct StoreMetrics {
     prices: Prices,
     rows: [Row; ROWS],
-    retries: AtomicU64,
+    /// By reason.
+    retries: [AtomicU64; Reason::ALL.len()],
     hedges: AtomicU64,
     hedges_won: AtomicU64,
 }
@@ -130,14 +132,23 @@ pub(super) enum Ended {
 pub struct StoreSnapshot {
     /// One row for every operation and kind that was ever asked for, in the order of the enums.
     pub rows: Vec<StoreRow>,
-    /// Attempts that were made because an earlier one had failed.
-    pub retries: u64,
+    /// Attempts that were made because an earlier one had failed: one row for every reason.
+    pub retries: Vec<RetryRow>,
     /// Creates that were sent a second time because the first was slow.
     pub hedges: u64,
     /// Of these, the ones whose second sending was answered first.
     pub hedges_won: u64,
     /// What all requests cost at list prices, in billionths of a dollar.
     pub nanodollars: u64,
+}
+
+/// Attempts after a failed one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RetryRow {
+    /// Why the earlier attempt failed.
+    pub reason: Reason,
+    /// How many.
+    pub count: u64,
 }
 
 /// The counters of one operation on one kind of object.
@@ -169,7 +180,7 @@ impl StoreMetrics {
         Self {
             prices,
             rows: std::array::from_fn(|_| Row::default()),
-            retries: AtomicU64::new(0),
+            retries: Default::default(),
             hedges: AtomicU64::new(0),
             hedges_won: AtomicU64::new(0),
         }
@@ -178,7 +189,7 @@ impl StoreMetrics {
     /// The counters now. Rows are read one after another, so they may differ by requests in flight.
     pub fn snapshot(&self) -> StoreSnapshot {
         let mut snapshot = StoreSnapshot {
-            retries: self.retries.load(Ordering::Relaxed),
+            retries: self.retries(),
             hedges: self.hedges.load(Ordering::Relaxed),
             hedges_won: self.hedges_won.load(Ordering::Relaxed),
             ..StoreSnapshot::default()
@@ -215,8 +226,17 @@ impl StoreMetrics {
         add(&self.row(operation, kind).bytes_out, count(bytes));
     }
 
-    pub(super) fn retried(&self) {
-        add(&self.retries, 1);
+    pub(super) fn retried(&self, reason: Reason) {
+        let place = Reason::ALL.iter().position(|other| *other == reason);
+        add(&self.retries[place.expect("ALL lists every variant")], 1);
+    }
+
+    fn retries(&self) -> Vec<RetryRow> {
+        let row = |(reason, count): (Reason, &AtomicU64)| RetryRow {
+            reason,
+            count: count.load(Ordering::Relaxed),
+        };
+        Reason::ALL.into_iter().zip(&self.retries).map(row).collect()
     }
 
     pub(super) fn hedged(&self) {

@@ -10,22 +10,21 @@
 //! Futures may be dropped at any time; a write then has an unknown outcome.
 
 use std::fmt;
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use object_store::path::Path;
-use object_store::{
-    GetOptions, GetRange, GetResult, ObjectStore, PutMode, PutOptions, PutPayload, UpdateVersion,
-};
+use object_store::{GetOptions, ObjectStore, PutMode, PutOptions, PutPayload, UpdateVersion};
 use serde::{Deserialize, Serialize};
 
 use super::answer::{Again, Failed};
 use super::attempt::Call;
 use super::create::Latencies;
 use super::damage::Damage;
+use super::date::{self, StoreClock};
+use super::link::{Link, Transfer};
 pub use super::listing::Listed;
 use super::metrics::{Operation, Prices, StoreMetrics};
 use super::upload::Upload;
@@ -38,12 +37,9 @@ use crate::{Error, Result};
 /// How patient and how eager a bucket is.
 #[derive(Clone, Debug)]
 pub struct StoreSettings {
-    /// How long one attempt may take before its bytes are counted. Default 5 s: ten times the
-    /// slowest ordinary request of S3.
+    /// How long one attempt may make no progress, beside what the bytes in flight are expected to
+    /// take. Default 5 s: ten times the slowest ordinary request of S3.
     pub attempt_timeout: Duration,
-    /// The slowest transfer that is not given up, in bytes per second: an attempt may take longer
-    /// by its bytes over this. Default 1 MiB/s.
-    pub bytes_per_second_min: u64,
     /// How long a call goes on trying. Default 30 s: half the longest request deadline.
     pub deadline: Duration,
     /// The first pause between attempts. Default 20 ms: about one request.
@@ -72,7 +68,6 @@ impl Default for StoreSettings {
     fn default() -> Self {
         Self {
             attempt_timeout: Duration::from_secs(5),
-            bytes_per_second_min: 1024 * 1024,
             deadline: Duration::from_secs(30),
             backoff_min: Duration::from_millis(20),
             backoff_max: Duration::from_secs(1),
@@ -86,9 +81,9 @@ impl Default for StoreSettings {
 /// Which version of an object a read saw: what a swap or a conditional read is conditioned on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Version {
-    e_tag: Option<String>,
+    pub(super) e_tag: Option<String>,
     /// Google Cloud Storage conditions on its generation, not on the ETag.
-    generation: Option<String>,
+    pub(super) generation: Option<String>,
 }
 
 /// The objects of one database in an object store. A cheap handle.
@@ -106,6 +101,24 @@ struct Shared {
     metrics: Arc<StoreMetrics>,
     damage: Arc<Damage>,
     wal_creates: Latencies,
+    /// What is sent, and what is read.
+    links: Links,
+    /// Whether somebody can stand between us and the store, and say something else.
+    over_http: bool,
+}
+
+/// Both directions of the link; shared by all roots of a store.
+#[derive(Clone)]
+struct Links {
+    up: Arc<Link>,
+    down: Arc<Link>,
+}
+
+impl Links {
+    fn new(env: &Env) -> Self {
+        let link = || Arc::new(Link::new(Arc::clone(&env.clock)));
+        Self { up: link(), down: link() }
+    }
 }
 
 impl Bucket {
@@ -131,12 +144,14 @@ impl Bucket {
         mut settings: StoreSettings,
         env: Env,
     ) -> Result<Self> {
-        let opened = url::open(url, variables)?;
+        let clock = Arc::new(StoreClock::new(Arc::clone(&env.clock)));
+        let opened = url::open(url, variables, &clock)?;
         if opened.prices == Prices::FREE {
             // A second write to the same disk is not faster than the first.
             settings.hedge = Hedge::Never;
         }
-        Ok(Self::assemble(opened, settings, env))
+        let over_http = is_on_network(url);
+        Ok(Self::assemble(opened, settings, env, (over_http, clock)))
     }
 
     /// A bucket over any store, for tests: objects live under `root`, hedging is as set.
@@ -151,14 +166,32 @@ impl Bucket {
     ) -> Result<Self> {
         let url = format!("{store}/{root}");
         let root = Path::parse(root).map_err(|error| Error::Invalid(error.to_string()))?;
-        Ok(Self::assemble(url::Opened { store, root, url, prices: Prices::S3 }, settings, env))
+        let clock = Arc::new(StoreClock::new(Arc::clone(&env.clock)));
+        let opened = url::Opened { store, root, url, prices: Prices::S3 };
+        Ok(Self::assemble(opened, settings, env, (false, clock)))
     }
 
-    fn assemble(opened: url::Opened, settings: StoreSettings, env: Env) -> Self {
+    fn assemble(
+        opened: url::Opened,
+        settings: StoreSettings,
+        env: Env,
+        (over_http, clock): (bool, Arc<StoreClock>),
+    ) -> Self {
         let url::Opened { store, root, url, prices } = opened;
-        let metrics = Arc::new(StoreMetrics::new(prices));
-        let (damage, wal_creates) = (Arc::default(), Latencies::default());
-        let shared = Shared { store, root, url, settings, env, metrics, damage, wal_creates };
+        let env = date::bounded(env, &clock);
+        let links = Links::new(&env);
+        let shared = Shared {
+            store,
+            root,
+            url,
+            settings,
+            env,
+            metrics: Arc::new(StoreMetrics::new(prices)),
+            damage: Arc::default(),
+            wal_creates: Latencies::default(),
+            links,
+            over_http,
+        };
         Self { shared: Arc::new(shared) }
     }
 
@@ -179,6 +212,8 @@ impl Bucket {
                 metrics: Arc::clone(&shared.metrics),
                 damage: Arc::clone(&shared.damage),
                 wal_creates: Latencies::default(),
+                links: shared.links.clone(),
+                over_http: shared.over_http,
             }),
         })
     }
@@ -198,6 +233,26 @@ impl Bucket {
         &self.shared.damage
     }
 
+    /// Clocks, randomness and CPU. The wall clock is bounded by the store's: use it for everything
+    /// that writes a wall time to the bucket, or judges expiry by one.
+    pub fn env(&self) -> &Env {
+        &self.shared.env
+    }
+
+    /// The way to the store.
+    pub(super) fn uplink(&self) -> &Arc<Link> {
+        &self.shared.links.up
+    }
+
+    /// The way from the store.
+    pub(super) fn downlink(&self) -> &Arc<Link> {
+        &self.shared.links.down
+    }
+
+    pub(super) fn is_over_http(&self) -> bool {
+        self.shared.over_http
+    }
+
     pub(super) fn store(&self) -> &Arc<dyn ObjectStore> {
         &self.shared.store
     }
@@ -208,10 +263,6 @@ impl Bucket {
 
     pub(super) fn settings(&self) -> &StoreSettings {
         &self.shared.settings
-    }
-
-    pub(super) fn env(&self) -> &Env {
-        &self.shared.env
     }
 
     pub(super) fn wal_creates(&self) -> &Latencies {
@@ -227,97 +278,12 @@ impl Bucket {
         let call = Call::new(Operation::Get, &Object::Current);
         match self.fetch(call, &Object::Current, GetOptions::default()).await {
             Ok(_) | Err(Failed { error: Error::NotFound(_), .. }) => Ok(()),
-            Err(Failed { error, again: Again::Futile }) => Err(Error::Invalid(format!(
+            Err(Failed { error, again: Again::Futile, .. }) => Err(Error::Invalid(format!(
                 "the store {} cannot be used: {error}. Check that the bucket exists, and the \
                  region, the endpoint and the credentials in the environment",
                 self.url()
             ))),
-            Err(Failed { error, again: Again::Worthwhile }) => Err(error),
-        }
-    }
-
-    /// The bytes of an object. One GET.
-    ///
-    /// # Errors
-    /// `NotFound`, `Unavailable`.
-    pub async fn get(&self, object: &Object) -> Result<Bytes> {
-        Ok(self.get_versioned(object).await?.0)
-    }
-
-    /// The bytes of an object and the version that they are. One GET.
-    ///
-    /// # Errors
-    /// `NotFound`, `Unavailable`.
-    pub async fn get_versioned(&self, object: &Object) -> Result<(Bytes, Version)> {
-        let call = Call::new(Operation::Get, object);
-        self.retry(|| self.fetch(call, object, GetOptions::default())).await
-    }
-
-    /// The bytes and version of an object, or `None` where it still is the version given. One
-    /// conditional GET.
-    ///
-    /// # Errors
-    /// `NotFound`, `Unavailable`.
-    pub async fn get_if_changed(
-        &self,
-        object: &Object,
-        known: &Version,
-    ) -> Result<Option<(Bytes, Version)>> {
-        let call = Call::new(Operation::Get, object);
-        let attempt = || async {
-            let options =
-                GetOptions { if_none_match: known.e_tag.clone(), ..GetOptions::default() };
-            match self.fetch_or_unmodified(call, object, options).await? {
-                Some((_, version)) if version == *known => Ok(None),
-                answer => Ok(answer),
-            }
-        };
-        self.retry(attempt).await
-    }
-
-    /// Exactly the bytes of a range of an object. One ranged GET.
-    ///
-    /// # Errors
-    /// `NotFound`, `Unavailable`; `Corrupt` where the object is shorter than the range's end.
-    pub async fn get_range(&self, object: &Object, range: Range<u64>) -> Result<Bytes> {
-        if range.is_empty() {
-            return Ok(Bytes::new());
-        }
-        let call = Call::new(Operation::Get, object);
-        let want = range.end - range.start;
-        let attempt = || async {
-            let options = GetOptions {
-                range: Some(GetRange::Bounded(range.clone())),
-                ..GetOptions::default()
-            };
-            match self.fetch(call, object, options).await {
-                Ok((bytes, _)) if u64::try_from(bytes.len()) == Ok(want) => Ok(bytes),
-                Ok(_) => Err(short(call, &range)),
-                Err(failed) => Err(self.failed_or_short(call, object, &range, failed).await),
-            }
-        };
-        self.retry(attempt).await
-    }
-
-    /// Tells an object that is too short from a store that is in trouble: only HTTP stores say
-    /// which of the two a failed ranged read was.
-    async fn failed_or_short(
-        &self,
-        call: Call<'_>,
-        object: &Object,
-        range: &Range<u64>,
-        failed: Failed,
-    ) -> Failed {
-        if !matches!(failed.error, Error::Unavailable(_)) {
-            return failed;
-        }
-        let options = GetOptions { head: true, ..GetOptions::default() };
-        let path = self.path(object);
-        let head = self.shared.store.get_opts(&path, options);
-        let settings = self.settings();
-        match self.attempt(call, settings.attempt_timeout, head).await {
-            Ok(result) if result.meta.size < range.end => short(call, range),
-            _ => failed,
+            Err(Failed { error, .. }) => Err(error),
         }
     }
 
@@ -389,60 +355,20 @@ impl Bucket {
         let length = bytes.len();
         let path = self.path(object);
         let options = PutOptions { mode, ..PutOptions::default() };
+        let permit = self.uplink().enter(call.class(length), length).await;
         let work = self.shared.store.put_opts(&path, PutPayload::from(bytes), options);
-        let put = self.attempt(call, self.attempt_timeout(length), work).await?;
+        let patience = permit.patience(self.settings().attempt_timeout);
+        let put = self.attempt(call, patience, work).await;
+        permit.end(Transfer::of(&put));
+        let put = put?;
         self.metrics().sent(call.operation, call.kind, length);
         Ok(Version { e_tag: put.e_tag, generation: put.version })
-    }
-
-    async fn fetch(
-        &self,
-        call: Call<'_>,
-        object: &Object,
-        options: GetOptions,
-    ) -> Result<(Bytes, Version), Failed> {
-        match self.fetch_or_unmodified(call, object, options).await? {
-            Some(answer) => Ok(answer),
-            None => Err(Failed::futile(Error::Conflict(object.path()))),
-        }
-    }
-
-    async fn fetch_or_unmodified(
-        &self,
-        call: Call<'_>,
-        object: &Object,
-        options: GetOptions,
-    ) -> Result<Option<(Bytes, Version)>, Failed> {
-        let path = self.path(object);
-        let timeout = self.settings().attempt_timeout;
-        let head = async {
-            match self.shared.store.get_opts(&path, options).await {
-                Ok(result) => Ok(Some(result)),
-                Err(object_store::Error::NotModified { .. }) => Ok(None),
-                Err(error) => Err(error),
-            }
-        };
-        let Some(result) = self.attempt(call, timeout, head).await? else { return Ok(None) };
-        let version = version_of(&result);
-        let length = usize::try_from(result.range.end - result.range.start).unwrap_or(usize::MAX);
-        let bytes = self.within(call, self.attempt_timeout(length), result.bytes()).await?;
-        self.metrics().received(call.operation, call.kind, bytes.len());
-        Ok(Some((bytes, version)))
     }
 
     /// The name of an object in the store.
     pub(super) fn path(&self, object: &Object) -> Path {
         Path::from(format!("{}/{object}", self.shared.root))
     }
-}
-
-fn short(call: Call<'_>, range: &Range<u64>) -> Failed {
-    let cause = format!("the object ends before byte {} of the range {range:?}", range.end);
-    Failed::futile(Error::corrupt(call.what(), cause))
-}
-
-fn version_of(result: &GetResult) -> Version {
-    Version { e_tag: result.meta.e_tag.clone(), generation: result.meta.version.clone() }
 }
 
 impl fmt::Debug for Bucket {

@@ -18,8 +18,9 @@ use futures::stream::FuturesUnordered;
 use object_store::retry::{RetryContext, RetryPolicy};
 use object_store::{MultipartUpload, PutMultipartOptions, PutPayload};
 
-use super::answer::Failed;
+use super::answer::{Failed, Reason};
 use super::attempt::Call;
+use super::link::Transfer;
 use super::metrics::Operation;
 use super::object::Bucket;
 use crate::format::path::Object;
@@ -83,7 +84,7 @@ impl Upload {
         }
         let Some(mut multipart) = self.multipart.take() else { return Err(Error::Closed) };
         let call = Call::new(Operation::Put, &self.object);
-        let limit = self.bucket.attempt_timeout(0) * 4;
+        let limit = self.bucket.uplink().patience(self.bucket.settings().attempt_timeout * 4);
         let completed = self.bucket.attempt(call, limit, multipart.complete()).await;
         completed.map(drop).map_err(|failed| failed.error)
     }
@@ -93,7 +94,7 @@ impl Upload {
         self.in_flight.clear();
         if let Some(mut multipart) = self.multipart.take() {
             let call = Call::new(Operation::Delete, &self.object);
-            let limit = self.bucket.attempt_timeout(0);
+            let limit = self.bucket.settings().attempt_timeout;
             if let Err(failed) = self.bucket.attempt(call, limit, multipart.abort()).await {
                 tracing::debug!(error = %failed.error, "parts are left to the lifecycle rule");
             }
@@ -124,8 +125,12 @@ impl Upload {
         let (bucket, object) = (self.bucket.clone(), self.object);
         self.in_flight.push(Box::pin(async move {
             let call = Call::new(Operation::Put, &object);
-            let limit = bucket.attempt_timeout(length).saturating_mul(2);
-            bucket.attempt(call, limit, sending).await?;
+            let permit = bucket.uplink().enter(call.class(length), length).await;
+            // A part cannot be begun again from here, only the whole upload.
+            let limit = permit.patience(bucket.settings().attempt_timeout) * 4;
+            let sent = bucket.attempt(call, limit, sending).await;
+            permit.end(Transfer::of(&sent));
+            sent?;
             bucket.metrics().sent(call.operation, call.kind, length);
             Ok(())
         }));
@@ -166,7 +171,8 @@ async fn begin(bucket: &Bucket, object: &Object) -> Result<Box<dyn MultipartUplo
             let policy = Arc::clone(&policy) as Arc<dyn RetryPolicy>;
             let options = PutMultipartOptions::default().with_retry_policy(policy);
             let begin = bucket.store().put_multipart_opts(&path, options);
-            bucket.attempt(call, bucket.attempt_timeout(0), begin)
+            let limit = bucket.uplink().patience(bucket.settings().attempt_timeout);
+            bucket.attempt(call, limit, begin)
         })
         .await
 }
@@ -193,7 +199,7 @@ impl RetryPolicy for PartRetry {
         let doubling = u32::try_from(context.attempt).unwrap_or(1).min(16);
         let pause = settings.backoff_min.saturating_mul(1 << doubling).min(settings.backoff_max);
         tokio::time::sleep(jittered(pause, &self.bucket)).await;
-        self.bucket.metrics().retried();
+        self.bucket.metrics().retried(Reason::Refused);
         true
     }
 }

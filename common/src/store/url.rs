@@ -10,6 +10,7 @@ use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{ClientConfigKey, ObjectStore, RetryConfig};
 
+use super::date::StoreClock;
 use super::local::LocalDirectory;
 use super::metrics::Prices;
 use super::wire::Connector;
@@ -68,7 +69,7 @@ pub enum Variables {
 
 /// A builder of a client, set up from variables.
 macro_rules! builder {
-    ($builder:ident, $key:ident, $variables:expr) => {{
+    ($builder:ident, $key:ident, $variables:expr, $clock:expr) => {{
         let builder = match $variables {
             Variables::OfProcess => $builder::from_env(),
             Variables::Given(variables) => {
@@ -86,7 +87,7 @@ macro_rules! builder {
             .with_config($key::Client(ClientConfigKey::Timeout), CLIENT_TIMEOUT)
             .with_config($key::Client(ClientConfigKey::ConnectTimeout), CONNECT_TIMEOUT)
             .with_retry(no_retries())
-            .with_http_connector(Connector::default())
+            .with_http_connector(Connector::new(Arc::clone($clock)))
     }};
 }
 
@@ -96,7 +97,8 @@ pub fn is_on_network(url: &str) -> bool {
     matches!(scheme, Ok(Scheme::S3 | Scheme::Gcs | Scheme::Azure))
 }
 
-pub(super) fn open(url: &str, variables: &Variables) -> Result<Opened> {
+/// The store and the root that a URL names; the answers of one over HTTP set `clock`.
+pub(super) fn open(url: &str, variables: &Variables, clock: &Arc<StoreClock>) -> Result<Opened> {
     let Parts { scheme, bucket, root } = parse(url)?;
     let unusable = |error: object_store::Error| {
         Error::Invalid(format!("the store {url} cannot be used: {error}"))
@@ -108,19 +110,19 @@ pub(super) fn open(url: &str, variables: &Variables) -> Result<Opened> {
         }
         Scheme::Memory => (Arc::new(InMemory::new()), Prices::FREE),
         Scheme::S3 => {
-            let builder = builder!(AmazonS3Builder, AmazonS3ConfigKey, variables);
+            let builder = builder!(AmazonS3Builder, AmazonS3ConfigKey, variables, clock);
             check_encryption(&builder)?;
             let builder =
                 builder.with_bucket_name(bucket).with_conditional_put(S3ConditionalPut::ETagMatch);
             (Arc::new(builder.build().map_err(unusable)?), Prices::S3)
         }
         Scheme::Gcs => {
-            let builder = builder!(GoogleCloudStorageBuilder, GoogleConfigKey, variables);
+            let builder = builder!(GoogleCloudStorageBuilder, GoogleConfigKey, variables, clock);
             let builder = builder.with_bucket_name(bucket);
             (Arc::new(builder.build().map_err(unusable)?), Prices::GCS)
         }
         Scheme::Azure => {
-            let builder = builder!(MicrosoftAzureBuilder, AzureConfigKey, variables);
+            let builder = builder!(MicrosoftAzureBuilder, AzureConfigKey, variables, clock);
             let builder = builder.with_container_name(bucket);
             (Arc::new(builder.build().map_err(unusable)?), Prices::AZURE)
         }
@@ -212,6 +214,7 @@ fn unknown_scheme(scheme: &str, rest: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::SystemClock;
 
     #[test]
     fn urls_are_taken_apart() {
@@ -253,10 +256,11 @@ mod tests {
     #[test]
     fn an_unencrypted_endpoint_must_be_allowed() {
         let mut variables = vec![("AWS_ENDPOINT_URL".into(), "http://127.0.0.1:9000".into())];
-        let refused = open("s3://b", &Variables::Given(variables.clone())).map(drop);
+        let clock = Arc::new(StoreClock::new(Arc::new(SystemClock::default())));
+        let refused = open("s3://b", &Variables::Given(variables.clone()), &clock).map(drop);
         let Err(Error::Invalid(text)) = refused else { panic!("taken") };
         assert!(text.contains("AWS_ALLOW_HTTP=true"), "{text}");
         variables.push(("AWS_ALLOW_HTTP".into(), "true".into()));
-        open("s3://b", &Variables::Given(variables)).map(drop).unwrap();
+        open("s3://b", &Variables::Given(variables), &clock).map(drop).unwrap();
     }
 }

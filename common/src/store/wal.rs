@@ -18,6 +18,7 @@ use super::object::Bucket;
 use super::pause::Pause;
 use crate::error::{Error, REMEDY, Result};
 use crate::faults::planted;
+use crate::format::Corrupt;
 use crate::format::path::{Object, ObjectKind};
 use crate::format::wal::{FENCE_BYTES, WalKind, WalObject};
 use crate::limits::WAL_JUMP;
@@ -75,11 +76,16 @@ impl Wal {
     /// # Errors
     /// `Unavailable`, `Indeterminate`; `Corrupt`.
     pub async fn get(&self, id: WalId) -> Result<Option<WalObject>> {
-        match self.bucket.get(&Object::Wal(id)).await {
-            Ok(bytes) if bytes.len() < UNPINNED_BYTES_MAX => {
-                self.parse(id, Bytes::copy_from_slice(&bytes)).map(Some)
-            }
-            Ok(bytes) => self.parse(id, bytes).map(Some),
+        let parse = |bytes: Bytes| {
+            let bytes = if bytes.len() < UNPINNED_BYTES_MAX {
+                Bytes::copy_from_slice(&bytes)
+            } else {
+                bytes
+            };
+            self.parse(id, bytes)
+        };
+        match self.bucket.read_parsed(&Object::Wal(id), None, parse).await {
+            Ok(object) => Ok(Some(object)),
             Err(Error::NotFound(_)) => Ok(None),
             Err(error) => Err(error),
         }
@@ -102,17 +108,24 @@ impl Wal {
                 Err(Error::Conflict(_)) if planted("exists_is_taken_as_success") => {
                     return Ok(Appended::Proven);
                 }
-                Err(Error::Conflict(_)) => self.bucket.get(&object).await,
+                Err(Error::Conflict(_)) => {
+                    let parse = |found: Bytes| {
+                        if found == *bytes {
+                            return Ok(Appended::Proven);
+                        }
+                        self.parse(id, found).map(Appended::Taken)
+                    };
+                    self.bucket.read_parsed(&object, None, parse).await
+                }
                 Err(error) => Err(error),
             };
             match met {
-                Ok(found) if found == *bytes => return Ok(Appended::Proven),
-                Ok(found) => return self.parse(id, found).map(Appended::Taken),
-                // SUBTLE: absent though it exists: another create is in progress, maybe our own.
+                // SUBTLE: absent though it exists: another create is in progress, maybe our own; or
+                // it was not the store that said "exists".
                 Err(
                     error @ (Error::NotFound(_) | Error::Unavailable(_) | Error::Indeterminate(_)),
                 ) => pause.wait(self.bucket.env(), &error).await,
-                Err(error) => return Err(error),
+                settled => return settled,
             }
         }
     }
@@ -175,8 +188,8 @@ impl Wal {
         Ok(None)
     }
 
-    fn parse(&self, id: WalId, bytes: Bytes) -> Result<WalObject> {
+    fn parse(&self, id: WalId, bytes: Bytes) -> Result<WalObject, Corrupt> {
         WalObject::parse(bytes, self.database, id)
-            .map_err(|cause| Error::corrupt(Object::Wal(id).path(), format!("{cause}: {REMEDY}")))
+            .map_err(|cause| Corrupt(format!("{cause}: {REMEDY}")))
     }
 }

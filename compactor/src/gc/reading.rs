@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
 use cairn_common::error::{Error, Result};
 use cairn_common::format::collect::Evidence;
 use cairn_common::format::manifest::{Checkpoint, Manifest, RetiredObject};
@@ -74,9 +75,8 @@ pub(super) async fn read(
 
 async fn read_body(bucket: &Bucket, checkpoint: &Checkpoint) -> Result<Manifest> {
     let object = Object::Manifest(checkpoint.manifest);
-    let bytes = bucket.get(&object).await?;
-    let body = Manifest::parse(&bytes, &checkpoint.digest);
-    body.map_err(|cause| Error::corrupt(object.path(), cause))
+    let parse = |bytes: Bytes| Manifest::parse(&bytes, &checkpoint.digest);
+    bucket.read_parsed(&object, None, parse).await
 }
 
 /// What was read; `None`, and `damaged` longer, if it is missing or not what was written.

@@ -9,6 +9,7 @@
 //! - What a source holds in memory is at most three stretches, whatever its size.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use bytes::Bytes;
 use cairn_common::error::{Error, Result};
@@ -84,25 +85,30 @@ impl Fetcher {
         // A small SST is one GET, metadata and all.
         let is_small = sst.bytes <= self.stretch_bytes;
         let from = if is_small { 0 } else { sst.meta_offset };
-        let mut whole = bucket.get_range(&object, from..sst.bytes).await?;
-        let meta = whole.split_off(length(sst.meta_offset - from));
-        let meta = SstMeta::parse(meta, sst, database)
-            .map_err(|cause| Error::corrupt(object.path(), cause))?;
+        let parse = |mut whole: Bytes| {
+            let meta = whole.split_off(length(sst.meta_offset - from));
+            let meta = SstMeta::parse(meta, sst, database)?;
+            if is_small {
+                let blocks = whole.slice(length(meta.block_range(0).start)..);
+                check(sst, &blocks_of(&meta, 0..meta.block_count(), &blocks))?;
+            }
+            Ok((whole, meta))
+        };
+        let (whole, meta) = bucket.read_parsed(&object, Some(from..sst.bytes), parse).await?;
         let mut next = 0;
         while next < meta.block_count() {
             let end = self.stretch_end(&meta, next);
             let (from, to) = (meta.block_range(next).start, meta.block_range(end - 1).end);
-            let bytes = if is_small {
-                whole.slice(length(from)..length(to))
+            let blocks = if is_small {
+                blocks_of(&meta, next..end, &whole.slice(length(from)..length(to)))
             } else {
-                bucket.get_range(&object, from..to).await?
+                let parse = |bytes: Bytes| {
+                    let blocks = blocks_of(&meta, next..end, &bytes);
+                    check(sst, &blocks).map(|()| blocks)
+                };
+                bucket.read_parsed(&object, Some(from..to), parse).await?
             };
-            let blocks = (next..end).map(|block| {
-                let range = meta.block_range(block);
-                let stored = bytes.slice(length(range.start - from)..length(range.end - from));
-                (range.start, stored)
-            });
-            let stretch = Stretch { sst: sst.id, blocks: blocks.collect() };
+            let stretch = Stretch { sst: sst.id, blocks: blocks.into() };
             if sender.send(Ok(stretch)).await.is_err() {
                 return Ok(false);
             }
@@ -118,6 +124,22 @@ impl Fetcher {
         let further = (first + 1..meta.block_count()).take_while(fits).count();
         first + 1 + further
     }
+}
+
+/// The stored blocks of a stretch, each with its offset.
+fn blocks_of(meta: &SstMeta, blocks: Range<usize>, stretch: &Bytes) -> Vec<(u64, Bytes)> {
+    let from = meta.block_range(blocks.start).start;
+    let stored = |block| {
+        let range = meta.block_range(block);
+        let bytes = length(range.start - from)..length(range.end - from);
+        (range.start, stretch.slice(bytes))
+    };
+    blocks.map(stored).collect()
+}
+
+/// Whether the stored blocks are what was written: told while they can still be read again.
+fn check(sst: &SstInfo, blocks: &[(u64, Bytes)]) -> Result<(), Corrupt> {
+    blocks.iter().try_for_each(|(offset, stored)| Block::check(stored, &sst.id, *offset))
 }
 
 /// Bytes in memory: of a stretch or of a metadata section, which fit.

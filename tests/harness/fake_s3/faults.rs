@@ -48,6 +48,15 @@ pub enum Fault {
     Cut,
     /// Nothing is done, and nothing is ever told.
     Silence,
+    /// One bit of the body of the answer is another one, each time another.
+    Garble,
+    /// Half of the body, of which the answer says that it is all: `Content-Range` is not touched.
+    Shorten,
+    /// Somebody between client and store answers with this status and a page for people. Nothing is
+    /// done.
+    ForeignBefore(u16),
+    /// The same, after it was done.
+    ForeignAfter(u16),
 }
 
 /// Whether conditions on requests count.
@@ -97,6 +106,7 @@ struct State {
     requests: usize,
     faults: usize,
     landed: usize,
+    bytes_in: u64,
 }
 
 impl Faults {
@@ -109,6 +119,7 @@ impl Faults {
             requests: 0,
             faults: 0,
             landed: 0,
+            bytes_in: 0,
         };
         Self { state: Mutex::new(state) }
     }
@@ -153,6 +164,20 @@ impl Faults {
     /// Requests so far that met a fault.
     pub fn met(&self) -> usize {
         self.state().faults
+    }
+
+    /// Bytes of request bodies so far, whether they came whole or not.
+    pub fn bytes_in(&self) -> u64 {
+        self.state().bytes_in
+    }
+
+    pub(super) fn came(&self, bytes: usize) {
+        self.state().bytes_in += u64::try_from(bytes).unwrap_or(u64::MAX);
+    }
+
+    /// A number at random.
+    pub(super) fn draw(&self) -> u64 {
+        self.state().rng.random()
     }
 
     /// Late writes and duplicates that were done after all, and changed something.
@@ -211,10 +236,18 @@ pub(super) enum Fate {
     Later { wait: Duration },
     /// Done and told, and done again after a wait.
     Twice { wait: Duration },
-    /// Half of the answer.
-    Cut,
+    /// The answer, changed on its way.
+    Mangled(Mangle),
     /// Nothing, ever.
     Never,
+}
+
+/// What becomes of an answer on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mangle {
+    Cut,
+    Garbled,
+    Shortened,
 }
 
 /// What the client hears of something that was done.
@@ -242,7 +275,11 @@ impl Fault {
             Self::Slow(wait) => Fate::Applied { first_wait: wait, told: Told::Truth },
             Self::Late(wait) => Fate::Later { wait },
             Self::Duplicate(wait) => Fate::Twice { wait },
-            Self::Cut => Fate::Cut,
+            Self::Cut => Fate::Mangled(Mangle::Cut),
+            Self::Garble => Fate::Mangled(Mangle::Garbled),
+            Self::Shorten => Fate::Mangled(Mangle::Shortened),
+            Self::ForeignBefore(status) => Fate::Untouched { told: Some(Answer::page(status)) },
+            Self::ForeignAfter(status) => applied(Told::Instead(Answer::page(status))),
             Self::Silence => Fate::Never,
         }
     }

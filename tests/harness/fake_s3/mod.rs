@@ -13,9 +13,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use cairn_common::store::object::Variables;
-use http_body_util::{BodyExt, Full};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
@@ -23,11 +23,13 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
+use self::bandwidth::{Bandwidth, Body};
 pub use self::faults::{Conditions, Fault, Faults, Rates, Rule, Verb};
 use self::faults::{Fate, Told};
 use self::objects::Objects;
 use self::protocol::{Answer, Asked, Change};
 
+mod bandwidth;
 mod faults;
 mod objects;
 mod protocol;
@@ -49,6 +51,8 @@ pub struct FakeS3 {
 struct Shared {
     objects: Objects,
     faults: Faults,
+    uplink: Bandwidth,
+    downlink: Arc<Bandwidth>,
     /// Writes that land after their connection has gone.
     late: std::sync::Mutex<JoinSet<()>>,
 }
@@ -69,6 +73,8 @@ impl FakeS3 {
         let shared = Arc::new(Shared {
             objects: Objects::default(),
             faults: Faults::new(seed),
+            uplink: Bandwidth::default(),
+            downlink: Arc::default(),
             late: std::sync::Mutex::default(),
         });
         let mut tasks = JoinSet::new();
@@ -84,6 +90,12 @@ impl FakeS3 {
     /// What goes wrong from now on.
     pub fn faults(&self) -> &Faults {
         &self.shared.faults
+    }
+
+    /// Bounds what all connections together carry, in bytes per second, each way.
+    pub fn set_bandwidth(&self, bytes_per_second: u64) {
+        self.shared.uplink.set(bytes_per_second);
+        self.shared.downlink.set(bytes_per_second);
     }
 
     /// Where it listens.
@@ -161,16 +173,24 @@ async fn serve(stream: TcpStream, shared: Arc<Shared>) {
 async fn answer(
     request: Request<Incoming>,
     shared: Arc<Shared>,
-) -> Result<Response<Full<Bytes>>, Dropped> {
-    let (head, body) = request.into_parts();
-    let Ok(body) = body.collect().await else { return Err(Dropped) };
-    let asked = match Asked::parse(&head, body.to_bytes()) {
-        Ok(asked) => asked,
-        Err(answer) => return Ok(answer.into_response()),
+) -> Result<Response<Body>, Dropped> {
+    let (head, mut body) = request.into_parts();
+    let mut came = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(frame) = frame else { return Err(Dropped) };
+        let Ok(data) = frame.into_data() else { continue };
+        shared.faults.came(data.len());
+        shared.uplink.carry(data.len()).await;
+        came.extend_from_slice(&data);
+    }
+    let answer = match Asked::parse(&head, came.freeze()) {
+        Ok(asked) => {
+            let fault = shared.faults.decide(asked.verb(), asked.key());
+            shared.act(asked, fault).await?
+        }
+        Err(answer) => answer,
     };
-    let fault = shared.faults.decide(asked.verb(), asked.key());
-    let answer = shared.act(asked, fault).await?;
-    Ok(answer.into_response())
+    Ok(shared.downlink.slow_down(answer.into_response()))
 }
 
 impl Shared {
@@ -197,9 +217,9 @@ impl Shared {
                 self.apply_later(asked, wait);
                 Ok(answer)
             }
-            Fate::Cut => {
+            Fate::Mangled(mangle) => {
                 let mut answer = self.apply(&asked);
-                answer.cut_in_half();
+                answer.mangle(mangle, self.faults.draw());
                 Ok(answer)
             }
             Fate::Never => {

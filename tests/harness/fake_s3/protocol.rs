@@ -8,7 +8,7 @@ use http::{HeaderMap, Method, StatusCode};
 use http_body_util::Full;
 use hyper::Response;
 
-use super::faults::Verb;
+use super::faults::{Mangle, Verb};
 use super::objects::{Condition, Object, Objects, Refused};
 use super::{BUCKET, xml};
 
@@ -88,11 +88,32 @@ impl Answer {
         self.change
     }
 
-    /// The length is told in full, so the client sees the connection end within the body.
-    pub(super) fn cut_in_half(&mut self) {
+    /// A page for people, from somebody who is not the store.
+    pub(super) fn page(status: u16) -> Self {
+        let body = format!("<html><head><title>{status}</title></head><body>Sorry</body></html>");
+        let page = Self::ok(status).with("content-type", "text/html; charset=utf-8");
+        // An ETag of its own, as web servers give to their pages.
+        Self { body: body.into(), ..page }.with("etag", "\"64f1c0de-99\"")
+    }
+
+    /// Changes the body on its way.
+    pub(super) fn mangle(&mut self, mangle: Mangle, random: u64) {
         let length = self.body.len();
-        self.headers.push(("content-length", length.to_string()));
-        self.body.truncate(length / 2);
+        match mangle {
+            // The length is told in full, so the client sees the connection end within the body.
+            Mangle::Cut => {
+                self.headers.push(("content-length", length.to_string()));
+                self.body.truncate(length / 2);
+            }
+            Mangle::Shortened => self.body.truncate(length / 2),
+            Mangle::Garbled if length > 0 => {
+                let mut bytes = self.body.to_vec();
+                let place = usize::try_from(random >> 3).unwrap_or(usize::MAX) % length;
+                bytes[place] ^= 1 << (random & 7);
+                self.body = bytes.into();
+            }
+            Mangle::Garbled => {}
+        }
     }
 
     pub(super) fn into_response(self) -> Response<Full<Bytes>> {

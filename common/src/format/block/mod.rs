@@ -90,10 +90,7 @@ impl Block {
     /// another place or another SST.
     pub fn parse(stored: &[u8], sst: &OutputId, offset: u64) -> Result<Self, Corrupt> {
         let wrong = |what: &str| Corrupt::new(format!("block at {offset}: {what}"));
-        let (body, crc) = stored.split_last_chunk().ok_or_else(|| wrong("ends too early"))?;
-        if checksum(body, sst, offset) != u32::from_le_bytes(*crc) {
-            return Err(wrong("checksum mismatch"));
-        }
+        let body = checked_body(stored, sst, offset)?;
         let mut reader = Reader::new(body);
         let form = reader.u8()?;
         let decoded_bytes = reader.u32()? as usize;
@@ -106,6 +103,14 @@ impl Block {
         };
         // An owner, not a vector: a vector would be moved to the heap again by the first slice.
         Self::from_decoded(Bytes::from_owner(decoded)).map_err(|corrupt| wrong(&corrupt.0))
+    }
+
+    /// Only judges the checksum of the block that is stored at `offset` of an SST.
+    ///
+    /// # Errors
+    /// `Corrupt` where the bytes are not those that were written there.
+    pub fn check(stored: &[u8], sst: &OutputId, offset: u64) -> Result<(), Corrupt> {
+        checked_body(stored, sst, offset).map(drop)
     }
 
     /// Takes decoded bytes, such as [`decoded`](Self::decoded) gave, and walks them. Whoever kept
@@ -267,6 +272,17 @@ impl fmt::Debug for Block {
             .field("bytes", &self.data.len())
             .field("restarts", &self.restarts)
             .finish_non_exhaustive()
+    }
+}
+
+/// A stored block without its checksum, which is right.
+fn checked_body<'a>(stored: &'a [u8], sst: &OutputId, offset: u64) -> Result<&'a [u8], Corrupt> {
+    let wrong = |what: &str| Corrupt::new(format!("block at {offset}: {what}"));
+    let (body, crc) = stored.split_last_chunk().ok_or_else(|| wrong("ends too early"))?;
+    if checksum(body, sst, offset) == u32::from_le_bytes(*crc) {
+        Ok(body)
+    } else {
+        Err(wrong("checksum mismatch"))
     }
 }
 

@@ -10,7 +10,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
-use crate::store::metrics::{LATENCY_BOUNDS_SECONDS, StoreRow};
+use crate::store::metrics::{LATENCY_BOUNDS_SECONDS, RetryRow, StoreRow};
 use crate::store::object::Bucket;
 
 /// Reads the counters of one bucket at each scrape.
@@ -23,6 +23,11 @@ pub(super) struct StoreCollector {
 struct Labels {
     operation: &'static str,
     kind: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RetryLabels {
+    reason: &'static str,
 }
 
 impl Labels {
@@ -84,7 +89,13 @@ impl Collector for StoreCollector {
             MetricType::Histogram,
         )?;
         rows.iter().try_for_each(|row| latency(&mut seconds, row))?;
-        counter(encoder, ("store_retries", "Attempts after a failed one"), snapshot.retries)?;
+        let help = "Attempts after a failed one";
+        let mut retries =
+            encoder.encode_descriptor("store_retries", help, None, MetricType::Counter)?;
+        for RetryRow { reason, count } in &snapshot.retries {
+            let labels = RetryLabels { reason: reason.name() };
+            ConstCounter::new(*count).encode(retries.encode_family(&labels)?)?;
+        }
         counter(encoder, ("store_hedges", "Creates sent a second time"), snapshot.hedges)?;
         let won = ("store_hedges_won", "Hedges that were answered first");
         counter(encoder, won, snapshot.hedges_won)?;

@@ -16,7 +16,7 @@ use object_store::{Error, GetOptions, ObjectMeta, PutPayload, Result};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::clock::{Clock as _, SystemClock};
-use crate::store::answer::NothingHappened;
+use crate::store::answer::{NothingHappened, TooShort};
 
 /// Stands in the names of files that are not objects.
 pub(super) const MARK: char = '#';
@@ -139,7 +139,7 @@ impl Files {
         let range = match &options.range {
             Some(range) => range.as_range(meta.size).map_err(|error| Error::Generic {
                 store: "LocalDirectory",
-                source: error.into(),
+                source: TooShort(error.to_string()).into(),
             })?,
             None => 0..meta.size,
         };

@@ -193,11 +193,12 @@ impl SstStore {
     /// `NotFound`, `Unavailable`, `Corrupt`.
     pub async fn load_run(&self, info: &RunInfo) -> Result<Run> {
         let object = Object::Run(info.id);
-        let bytes = self.source.bucket_of(info.home.as_ref())?.get(&object).await?;
-        let corrupt = |cause| Error::corrupt(object.path(), cause);
-        let run = Run::parse(&bytes, &info.digest).map_err(corrupt)?;
-        run.check_named_by(info).map_err(corrupt)?;
-        Ok(run)
+        let parse = |bytes: Bytes| {
+            let run = Run::parse(&bytes, &info.digest)?;
+            run.check_named_by(info)?;
+            Ok(run)
+        };
+        self.source.bucket_of(info.home.as_ref())?.read_parsed(&object, None, parse).await
     }
 
     /// The metadata of an SST: from its slot, or by one exact ranged GET.
@@ -317,12 +318,9 @@ fn bytes_of(meta: &SstMeta, first: usize, last: usize) -> u64 {
 impl Source {
     async fn read_meta(&self, handle: &SstHandle) -> Result<Arc<SstMeta>> {
         let (info, object) = (&handle.info, handle.object());
-        let bytes = self
-            .bucket_of(info.home.as_ref())?
-            .get_range(&object, info.meta_offset..info.bytes)
-            .await?;
-        let meta = SstMeta::parse(bytes, info, handle.database);
-        meta.map(Arc::new).map_err(|cause| Error::corrupt(object.path(), cause))
+        let parse = |bytes| SstMeta::parse(bytes, info, handle.database).map(Arc::new);
+        let range = info.meta_offset..info.bytes;
+        self.bucket_of(info.home.as_ref())?.read_parsed(&object, Some(range), parse).await
     }
 
     /// Reads blocks that were not in memory a moment ago: each from memory after all, from disk,
@@ -371,13 +369,21 @@ impl Source {
         let object = handle.object();
         let range = meta.block_range(stretch.start).start..meta.block_range(stretch.end - 1).end;
         let large = range.end - range.start > INLINE_BYTES_MAX;
-        let bytes = self.bucket_of(handle.info.home.as_ref())?.get_range(&object, range).await?;
-        let decode = {
-            let (handle, meta, cache) = (Arc::clone(handle), Arc::clone(meta), self.cache.clone());
-            move || decode(&cache, &handle, &meta, (stretch, bytes))
-        };
-        let decoded = if large { self.env.cpu.run(decode).await } else { decode() };
-        decoded.map_err(|cause| Error::corrupt(object.path(), cause))
+        let bucket = self.bucket_of(handle.info.home.as_ref())?;
+        let mut doubt = bucket.doubt(&object);
+        loop {
+            let bytes = bucket.get_range(&object, range.clone()).await?;
+            let (stretch, stored) = (stretch.clone(), bytes.clone());
+            let decode = {
+                let (handle, meta) = (Arc::clone(handle), Arc::clone(meta));
+                let cache = self.cache.clone();
+                move || decode(&cache, &handle, &meta, (stretch, stored))
+            };
+            match if large { self.env.cpu.run(decode).await } else { decode() } {
+                Ok(blocks) => return Ok(blocks),
+                Err(cause) => doubt.consider(&bytes, cause).await?,
+            }
+        }
     }
 
     fn bucket_of(&self, home: Option<&Home>) -> Result<Bucket> {

@@ -1,0 +1,278 @@
+//! The link to the store: how many bytes of objects may be under way at once, and how long a
+//! transfer may take that makes no progress.
+//!
+//! A link that carries 4 MiB a second brings 64 MiB within 16 s, whoever sends them. If all are
+//! sent at once and each is given up after a while, none arrives, and all are sent again. So the
+//! bytes in flight are bounded by what the link is seen to carry:
+//!
+//! ```text
+//! a transfer ended within FAST, and others waited for a place   -> a little more in flight
+//! a transfer took longer than SLOW beside others                -> a quarter less
+//! a transfer timed out                                          -> half, and twice the patience
+//! ```
+//!
+//! **Invariants**
+//! - Small transfers never wait: CURRENT and small objects of the log go at once.
+//! - Of those that wait, the log goes before what is bulk (SSTs), each in its order; what is bulk
+//!   leaves a quarter of the bound to others.
+//! - One transfer is always admitted, however large: the bound never stops everything.
+//! - Reads and writes are bounded apart: links carry both ways at once.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use crate::clock::Clock;
+
+/// Bytes in flight at first: two WAL objects of the largest size.
+const IN_FLIGHT_START: u64 = 16 << 20;
+/// The bound is never less: a part of an upload is larger, and goes alone then.
+const IN_FLIGHT_MIN: u64 = 1 << 20;
+/// The bound is never more: 10 Gbit/s for a fifth of a second.
+const IN_FLIGHT_MAX: u64 = 256 << 20;
+/// Transfers up to this size never wait: a second of a link of 64 KiB/s.
+const SMALL_BYTES: u64 = 64 << 10;
+/// A transfer that takes no longer than this finds the link with room to spare.
+const FAST: Duration = Duration::from_secs(1);
+/// A transfer that takes longer has waited for others in the network, where nothing has an order.
+const SLOW: Duration = Duration::from_secs(2);
+/// What all transfers in flight together are expected to make at least, in bytes per second, until
+/// a timeout or a measurement says otherwise.
+const RATE_START: u64 = 1 << 20;
+/// No link is expected to be slower: 1 MiB takes a minute.
+const RATE_MIN: u64 = 16 << 10;
+/// Smaller transfers measure latency, not the link.
+const MEASURED_BYTES_MIN: u64 = 256 << 10;
+/// So long after it was slow, a link is not calm.
+const CALM_AFTER: Duration = Duration::from_secs(10);
+
+/// Who goes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Class {
+    /// What somebody waits for: the log, CURRENT, manifests, runs, blocks.
+    Urgent,
+    /// Uploads of SSTs, and long stretches of them that are read.
+    Bulk,
+}
+
+/// One direction of the link.
+pub(super) struct Link {
+    clock: Arc<dyn Clock>,
+    state: Mutex<State>,
+}
+
+struct State {
+    bound: u64,
+    in_flight: u64,
+    rate: u64,
+    /// When the bound went down last.
+    slowed_at: Option<Duration>,
+    /// In the order in which they go; each by a number of its own.
+    waiting: BTreeMap<(Class, u64), Waiting>,
+    arrived: u64,
+}
+
+struct Waiting {
+    bytes: u64,
+    granted: oneshot::Sender<Permit>,
+}
+
+/// A place for some bytes. Dropping it frees them.
+pub(super) struct Permit {
+    link: Arc<Link>,
+    bytes: u64,
+    began_at: Duration,
+    /// Bytes in flight when it began, its own included.
+    in_flight: u64,
+    /// Others waited when it began.
+    was_full: bool,
+}
+
+/// How a transfer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Transfer {
+    /// All bytes have arrived.
+    Done,
+    /// It made no progress in time.
+    TimedOut,
+    /// Otherwise: it says nothing about the link.
+    Failed,
+}
+
+impl Link {
+    pub(super) fn new(clock: Arc<dyn Clock>) -> Self {
+        let state = State {
+            bound: IN_FLIGHT_START,
+            in_flight: 0,
+            rate: RATE_START,
+            slowed_at: None,
+            waiting: BTreeMap::new(),
+            arrived: 0,
+        };
+        Self { clock, state: Mutex::new(state) }
+    }
+
+    /// Waits for a place for so many bytes. Cancel-safe.
+    pub(super) async fn enter(self: &Arc<Self>, class: Class, bytes: usize) -> Permit {
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        let granted = {
+            let mut state = self.lock();
+            if bytes <= SMALL_BYTES || state.waiting.is_empty() && state.has_room(class, bytes) {
+                return self.admit(&mut state, bytes);
+            }
+            let (sender, granted) = oneshot::channel();
+            state.arrived += 1;
+            let place = (class, state.arrived);
+            state.waiting.insert(place, Waiting { bytes, granted: sender });
+            granted
+        };
+        // SUBTLE: somebody who goes away leaves his entry; what is granted to it comes back.
+        self.grant();
+        granted.await.expect("a place is given to everybody who waits")
+    }
+
+    /// How long a request may make no progress: longer while others are in flight before it.
+    pub(super) fn patience(&self, at_least: Duration) -> Duration {
+        let state = self.lock();
+        at_least + state.expected(state.in_flight)
+    }
+
+    /// Whether a request sent twice takes nothing from others.
+    pub(super) fn is_calm(&self) -> bool {
+        let state = self.lock();
+        let now = self.clock.boot();
+        let was_slow =
+            state.slowed_at.is_some_and(|slowed_at| now.saturating_sub(slowed_at) < CALM_AFTER);
+        state.waiting.is_empty() && state.in_flight < state.bound / 2 && !was_slow
+    }
+
+    fn admit(self: &Arc<Self>, state: &mut State, bytes: u64) -> Permit {
+        state.in_flight += bytes;
+        Permit {
+            link: Arc::clone(self),
+            bytes,
+            began_at: self.clock.boot(),
+            in_flight: state.in_flight,
+            was_full: !state.waiting.is_empty(),
+        }
+    }
+
+    /// Gives places to those who wait, in their order, as far as there is room.
+    fn grant(self: &Arc<Self>) {
+        loop {
+            let (granted, permit) = {
+                let mut state = self.lock();
+                let Some(first) = state.waiting.first_entry() else { return };
+                let (class, bytes) = (first.key().0, first.get().bytes);
+                let is_gone = first.get().granted.is_closed();
+                if is_gone {
+                    first.remove();
+                    continue;
+                }
+                if !state.has_room(class, bytes) {
+                    return;
+                }
+                let Some((_, waiting)) = state.waiting.pop_first() else { return };
+                (waiting.granted, self.admit(&mut state, bytes))
+            };
+            // Where nobody takes it, it is dropped here, outside the lock.
+            drop(granted.send(permit));
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn has_room(&self, class: Class, bytes: u64) -> bool {
+        let bound = match class {
+            Class::Urgent => self.bound,
+            Class::Bulk => self.bound / 4 * 3,
+        };
+        // Small ones never fill the link, so they do not keep a large one out.
+        self.in_flight <= SMALL_BYTES || self.in_flight.saturating_add(bytes) <= bound
+    }
+
+    fn expected(&self, bytes: u64) -> Duration {
+        Duration::from_millis(bytes.saturating_mul(1_000) / self.rate)
+    }
+
+    /// Learns from a transfer that began at `began_at` with so many bytes in flight.
+    fn learn(&mut self, permit: &Permit, ended: Transfer, now: Duration) {
+        // What began before the bound went down says again what is known.
+        let is_news = self.slowed_at.is_none_or(|slowed_at| permit.began_at >= slowed_at);
+        let took = now.saturating_sub(permit.began_at);
+        match ended {
+            Transfer::TimedOut if is_news => {
+                self.bound = (self.bound / 2).max(IN_FLIGHT_MIN);
+                self.rate = (self.rate / 2).max(RATE_MIN);
+                self.slowed_at = Some(now);
+            }
+            Transfer::Done if permit.bytes > SMALL_BYTES => {
+                if permit.bytes >= MEASURED_BYTES_MIN {
+                    let millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX).max(1);
+                    let rate = permit.bytes.saturating_mul(1_000) / millis;
+                    self.rate = (rate / 4).clamp(RATE_MIN, RATE_START);
+                }
+                if took <= FAST && (permit.was_full || !self.waiting.is_empty()) {
+                    self.bound = (self.bound + permit.bytes / 4).min(IN_FLIGHT_MAX);
+                } else if took > SLOW && is_news && permit.in_flight > permit.bytes {
+                    self.bound = (self.bound / 4 * 3).max(IN_FLIGHT_MIN);
+                    self.slowed_at = Some(now);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Permit {
+    /// How long the transfer may make no progress that can be seen.
+    pub(super) fn patience(&self, at_least: Duration) -> Duration {
+        at_least + self.link.lock().expected(self.in_flight)
+    }
+
+    /// Counts so many bytes, now that they are known. Does not wait.
+    pub(super) fn resize(&mut self, bytes: usize) {
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        let mut state = self.link.lock();
+        state.in_flight = state.in_flight.saturating_sub(self.bytes).saturating_add(bytes);
+        self.bytes = bytes;
+        self.in_flight = state.in_flight;
+    }
+
+    /// Frees its bytes, and lets the link learn from how it went.
+    pub(super) fn end(self, ended: Transfer) {
+        let now = self.link.clock.boot();
+        self.link.lock().learn(&self, ended, now);
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        {
+            let mut state = self.link.lock();
+            state.in_flight = state.in_flight.saturating_sub(self.bytes);
+        }
+        self.link.grant();
+    }
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.lock();
+        f.debug_struct("Link")
+            .field("bound", &state.bound)
+            .field("in_flight", &state.in_flight)
+            .field("waiting", &state.waiting.len())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,119 @@
+//! The link in time: what arrives over one that is slow.
+
+use futures::future::join_all;
+
+use super::*;
+use crate::clock::TokioClock;
+
+const MIB: usize = 1 << 20;
+
+/// A network that carries so many bytes a second for all transfers together, fairly shared in
+/// slices, and what was sent into it.
+struct Network {
+    clock: Arc<dyn Clock>,
+    rate: u64,
+    free_at: Mutex<Duration>,
+    sent: Mutex<u64>,
+}
+
+impl Network {
+    async fn carry(&self, bytes: usize) {
+        let slice = 16 << 10;
+        for _ in 0..bytes.div_ceil(slice) {
+            let wait = {
+                let now = self.clock.boot();
+                let mut free_at = self.free_at.lock().unwrap();
+                *free_at = (*free_at).max(now)
+                    + Duration::from_micros(u64::try_from(slice).unwrap() * 1_000_000 / self.rate);
+                free_at.saturating_sub(now)
+            };
+            *self.sent.lock().unwrap() += u64::try_from(slice).unwrap();
+            tokio::time::sleep(wait).await;
+        }
+    }
+}
+
+/// Sends an object until it has arrived; returns how often.
+async fn send(link: &Arc<Link>, network: &Network, (class, bytes): (Class, usize)) -> usize {
+    for times in 1.. {
+        let permit = link.enter(class, bytes).await;
+        let patience = permit.patience(Duration::from_secs(5));
+        match tokio::time::timeout(patience, network.carry(bytes)).await {
+            Ok(()) => {
+                permit.end(Transfer::Done);
+                return times;
+            }
+            Err(_) => permit.end(Transfer::TimedOut),
+        }
+    }
+    unreachable!()
+}
+
+fn kit(rate: usize) -> (Arc<Link>, Arc<Network>) {
+    let clock: Arc<dyn Clock> = Arc::new(TokioClock::starting_at(0));
+    let network = Network {
+        clock: Arc::clone(&clock),
+        rate: u64::try_from(rate).unwrap(),
+        free_at: Mutex::default(),
+        sent: Mutex::default(),
+    };
+    (Arc::new(Link::new(clock)), Arc::new(network))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_link_carries_each_byte_about_once() {
+    for (rate, most_percent) in [(64 * MIB, 100), (4 * MIB, 100), (MIB, 120), (MIB / 4, 200)] {
+        let (link, network) = kit(rate);
+        let objects: Vec<_> =
+            [1, 8, 8, 1, 8, 8, 8, 8, 8, 6].map(|mib| (Class::Urgent, mib * MIB)).into();
+        let bytes: usize = objects.iter().map(|(_, bytes)| bytes).sum();
+        let sendings = objects.into_iter().map(|object| send(&link, &network, object));
+        join_all(sendings).await;
+        let sent = *network.sent.lock().unwrap();
+        let most = u64::try_from(bytes).unwrap() * most_percent / 100;
+        assert!(sent <= most, "{sent} of {bytes} at {rate} B/s");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_log_goes_before_what_is_bulk() {
+    let (link, network) = kit(4 * MIB);
+    let mut uploads = tokio::task::JoinSet::new();
+    for _ in 0..12 {
+        let (link, network) = (Arc::clone(&link), Arc::clone(&network));
+        uploads.spawn(async move { send(&link, &network, (Class::Bulk, 8 * MIB)).await });
+    }
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let before = network.clock.boot();
+    send(&link, &network, (Class::Urgent, MIB)).await;
+    let took = network.clock.boot().saturating_sub(before);
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    let mut ended = 0;
+    while uploads.try_join_next().is_some() {
+        ended += 1;
+    }
+    assert!(ended < 6, "before most of what is bulk, not after {ended}");
+    assert_eq!(uploads.join_all().await.len() + ended, 12);
+}
+
+#[tokio::test(start_paused = true)]
+async fn small_transfers_and_the_first_never_wait() {
+    let (link, _) = kit(MIB);
+    let large = link.enter(Class::Bulk, 300 * MIB).await;
+    let small = link.enter(Class::Bulk, 1_000).await;
+    assert!(!link.is_calm());
+    let waits = link.enter(Class::Urgent, MIB);
+    assert!(tokio::time::timeout(Duration::from_secs(9), waits).await.is_err());
+    drop((large, small));
+    let after = link.enter(Class::Urgent, MIB).await;
+    assert_eq!(after.in_flight, 1 << 20, "whoever went away left nothing behind");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fast_link_gets_more_in_flight() {
+    let (link, network) = kit(512 * MIB);
+    let sendings = (0..200).map(|_| send(&link, &network, (Class::Bulk, 8 * MIB)));
+    join_all(sendings).await;
+    let bound = link.lock().bound;
+    assert!(bound > 2 * IN_FLIGHT_START, "{bound}");
+}
