@@ -14,6 +14,7 @@ use cairn_common::types::{Epoch, Role};
 use cairn_writer::config::{Config, LogConfig, PROGRAM};
 use cairn_writer::engine::{Engine, Parts};
 use cairn_writer::open::HeadStart;
+use cairn_writer::service::Writer;
 use cairn_writer::standby::{self, Answer, Asked, Peers, Standby, TakeoverWhen};
 use rand::Rng;
 use tokio_util::sync::CancellationToken;
@@ -48,6 +49,15 @@ impl WriterProcess {
 
     fn url(&self) -> String {
         format!("http://{}", self.name)
+    }
+
+    /// Clients that are slow to go: they are waited for once nobody waits for the role.
+    async fn slow_clients(&self, writer: Arc<Writer>) -> Result<()> {
+        let is_closed = writer.lease.closed_as().is_some();
+        assert!(is_closed, "slow clients are waited for before the role is free");
+        let slow = self.world.draw(|rng| Duration::from_millis(rng.random_range(0..2_000)));
+        tokio::time::sleep(slow).await;
+        Ok(())
     }
 
     async fn live(&self, machine: Machine) -> Result<()> {
@@ -110,7 +120,8 @@ impl WriterProcess {
             () = self.stop.cancelled() => {}
         }
         self.world.roster.enter(&self.url(), Listed { phase: Phase::Leaving, ..listed });
-        engine.close().await?;
+        let clients = self.slow_clients(Arc::clone(engine.writer()));
+        engine.leave(clients).await?;
         self.world.events.count("writer closed");
         Ok(())
     }

@@ -113,6 +113,17 @@ fn the_log_holds_with_three_writers() {
 }
 
 #[test]
+fn an_end_that_was_read_ahead_holds() {
+    holds(ahead(correct(&[2, 2], &[2, 1], 2, 0, 1)), 500);
+    holds(ahead(correct(&[2, 2, 2], &[1, 0, 1], 2, 0, 1)), 5_000);
+    holds(robbed(1, ahead(correct(&[2, 2], &[2, 1], 2, 0, 1))), 1_000);
+}
+
+fn ahead(config: Config) -> Config {
+    Config { variant: Variant::ReadsAhead, ..config }
+}
+
+#[test]
 fn the_log_holds_with_four_writers() {
     holds(correct(&[2, 2, 2, 2], &[1, 1, 0, 1], 2, 0, 1), 100_000);
 }
@@ -134,6 +145,9 @@ fn a_late_landing_is_not_a_hole() {
 #[ignore = "evidence: several minutes and gigabytes"]
 fn the_log_holds_at_length() {
     holds(robbed(1, correct(&[2, 2, 2], &[2, 1, 0], 2, 0, 1)), 1_000_000);
+    holds(ahead(correct(&[2, 2, 2], &[2, 1, 1], 3, 0, 1)), 100_000);
+    holds(ahead(correct(&[3, 2, 3], &[3, 0, 1], 3, 0, 1)), 50_000);
+    holds(ahead(correct(&[2, 2], &[2, 1], 2, 3, 2)), 10_000);
     holds(correct(&[2, 2, 2], &[3, 0, 0], 2, 2, 1), 6_000_000);
     holds(correct(&[3, 2, 2], &[3, 1, 1], 3, 0, 2), 6_000_000);
     holds(correct(&[2, 2], &[3, 2], 2, 3, 2), 1_500_000);

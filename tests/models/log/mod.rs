@@ -84,6 +84,8 @@ enum Variant {
     LooksOnce,
     /// T2b: once the fence is there.
     LooksAfterTheFence,
+    /// Not broken: an id counts as the end because it was absent once, before or after T1.
+    ReadsAhead,
 }
 
 /// A bounded configuration: one entry of `windows` and `writes` a writer.
@@ -228,6 +230,8 @@ enum Action {
     Claim(Epoch),
     /// T2, one GET.
     Walk(Epoch),
+    /// T2, the end as an earlier read found it.
+    Assume(Epoch),
     /// T4, and the fence is sent.
     SendFence(Epoch),
     /// T5: the create's outcome is known.
@@ -373,7 +377,12 @@ impl Config {
             Phase::Waiting | Phase::Peeked(_) if state.epoch + 1 == w => {
                 actions.push(Action::Claim(w));
             }
-            Phase::Walking => actions.push(Action::Walk(w)),
+            Phase::Walking => {
+                actions.push(Action::Walk(w));
+                if self.variant == Variant::ReadsAhead {
+                    actions.push(Action::Assume(w));
+                }
+            }
             Phase::AtEnd if self.looks_at_end(writer) => actions.push(Action::Look(w)),
             Phase::AtEnd | Phase::Looked => actions.push(Action::SendFence(w)),
             Phase::Suspecting => actions.push(Action::LookAgain(w)),
@@ -433,6 +442,7 @@ impl Config {
                 Some(&object) => Self::meet(state, w, object),
                 None => writer.phase = Phase::AtEnd,
             },
+            Action::Assume(_) => writer.phase = Phase::AtEnd,
             Action::SendFence(_) | Action::Confirm(_)
                 if current != w
                     && !(writer.phase == Phase::Fenced
@@ -645,6 +655,7 @@ impl Model for Config {
             Action::Peek(w)
             | Action::Claim(w)
             | Action::Walk(w)
+            | Action::Assume(w)
             | Action::SendFence(w)
             | Action::SettleFence(w)
             | Action::Confirm(w) => self.take_over(&mut state, action, w),
