@@ -45,7 +45,10 @@ fn variants() -> Vec<(Config, &'static str)> {
         (flushed(Variant::BoundaryPastFenceId, &[2, 2, 2], &[0, 1, 0]), NOT_LOST),
         (followed(Variant::FlushOfUnproven, &[2, 2], &[1, 1]), PREFIX),
         (followed(Variant::FollowerWithoutReread, &[2, 2, 2], &[3, 0, 0]), PREFIX),
-        (followed(Variant::FollowerKeepsTail, &[2, 2, 2], &[3, 0, 0]), PREFIX),
+        (followed(Variant::FollowerGoesOn, &[2, 2, 2], &[3, 0, 0]), PREFIX),
+        (followed(Variant::FollowerKeepsAbsents, &[2], &[1]), FRESH),
+        (followed(Variant::FollowerDatesByItsEnd, &[2], &[1]), FRESH),
+        (followed(Variant::FollowerTrustsPassedAbsent, &[2], &[2]), FRESH),
         (flushed(Variant::CollectsOrphansBehindFence, &[2, 2, 2], &[2, 0, 0]), NOT_LOST),
         (flushed(Variant::CollectsFences, &[2, 2], &[1, 1]), NOT_LOST),
         (plain(Variant::ExistsIsSuccess, &[2, 2], &[1, 0]), NOT_LOST),
@@ -66,7 +69,7 @@ fn variants() -> Vec<(Config, &'static str)> {
     ]
 }
 
-fn correct(windows: &[u8], writes: &[u8], jump: u8, stretch: usize, flushes: u8) -> Config {
+fn correct(windows: &[u8], writes: &[u8], jump: u8, stretch: u8, flushes: u8) -> Config {
     let (windows, writes) = (windows.to_vec(), writes.to_vec());
     let (thefts, observer) = (None, false);
     Config { variant: Variant::Correct, windows, writes, jump, stretch, flushes, thefts, observer }
@@ -91,7 +94,7 @@ fn each_variant_is_refuted() {
 
 #[test]
 fn the_protocol_holds_where_a_variant_is_refuted() {
-    let follows = [Variant::FollowerWithoutReread, Variant::FollowerKeepsTail];
+    let follows = [Variant::FollowerWithoutReread, Variant::FollowerGoesOn];
     for (config, _) in variants() {
         // Six million states: in the evidence below.
         if !follows.contains(&config.variant) {

@@ -12,20 +12,22 @@
 //! stall of the sender (a process that takes no further step). A reply is a separate step. A claim
 //! and a flush commit are one step each: an undecided swap of CURRENT is [`crate::commits`]'s
 //! business, and everything after the swap can be delayed here. A datum is `(writer, n)`; the tree
-//! is the list of flushed data. A follower GETs a stretch one object at a time and judges it
-//! later (R3).
+//! is the list of flushed data. The follower is in [`follow`].
 //!
 //! **Bounds.** A [`Config`] names the writers, their windows K and numbers of writes, and the jump
 //! J, scaled down from 1,024 to 2 or 3.
 //!
 //! **Refutes** every variant of [`Variant`].
 
+mod follow;
 mod hole;
 mod laws;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use stateright::{Model, Property};
+
+use self::follow::{Follower, Said};
 
 const NOT_LOST: &str = "no acknowledged write is lost";
 const ONCE: &str = "no write is on the chain twice";
@@ -35,6 +37,7 @@ const PREFIX: &str = "a follower has applied a prefix";
 const COMPLETE: &str = "no takeover serves on a chain that lost an acknowledged object";
 const NO_FALSE_ALARM: &str = "a healthy bucket is never convicted";
 const UNTOUCHED: &str = "nothing is written where an object is missing";
+const FRESH: &str = "a view has what was acknowledged before the moment it is called fresh as of";
 
 /// Position on the chain, and number of a WAL object.
 type Id = u8;
@@ -58,8 +61,16 @@ enum Variant {
     BoundaryPastFenceId,
     /// The SST holds sent batches behind its boundary.
     FlushOfUnproven,
+    /// Applies what it read, though replay may begin behind it.
     FollowerWithoutReread,
-    FollowerKeepsTail,
+    /// When R3 fails it takes the tree, and goes on walking from its own position.
+    FollowerGoesOn,
+    /// Keeps an absent id beyond the look in which it was read.
+    FollowerKeepsAbsents,
+    /// Calls a view as fresh as the moment of R3.
+    FollowerDatesByItsEnd,
+    /// Takes an absent id before `replay_from` for the end: it may have been collected.
+    FollowerTrustsPassedAbsent,
     CollectsOrphansBehindFence,
     CollectsFences,
     ExistsIsSuccess,
@@ -95,8 +106,8 @@ struct Config {
     windows: Vec<u8>,
     writes: Vec<u8>,
     jump: u8,
-    /// Most objects in a follower's stretch; 0 = no follower.
-    stretch: usize,
+    /// How many ids a follower asks for from its position on; 0 = no follower.
+    stretch: u8,
     /// Most flush commits.
     flushes: u8,
     /// Most acknowledged objects that somebody else deletes; `None` = without T2b.
@@ -191,13 +202,6 @@ struct Writer {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Follower {
-    at: Id,
-    view: Vec<Datum>,
-    stretch: Vec<(Id, Object)>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct State {
     // CURRENT and what it names.
     epoch: Epoch,
@@ -247,7 +251,7 @@ enum Action {
     /// W4: commits the first `.1` data of the memtable, with this boundary.
     Flush(Epoch, usize, Id),
     /// R2, one GET.
-    Fetch,
+    Fetch(Id),
     /// R3, then apply or re-base.
     Judge,
     /// T2b: LIST behind the end, and GET what may prove something.
@@ -554,35 +558,6 @@ impl Config {
         state.replay_from = boundary;
         state.flushes += 1;
     }
-
-    fn follow(&self, state: &mut State) {
-        let (replay_from, tree) = (state.replay_from, &state.tree);
-        let follower = state.follower.as_mut().expect("only a follower judges");
-        let mut stretch = std::mem::take(&mut follower.stretch);
-        let passed = replay_from > follower.at;
-        if passed && (self.variant != Variant::FollowerWithoutReread || stretch.is_empty()) {
-            (follower.at, follower.view) = (replay_from, tree.clone());
-            match self.variant {
-                Variant::FollowerKeepsTail => stretch.retain(|&(id, _)| id >= replay_from),
-                _ => stretch.clear(),
-            }
-        }
-        for (id, object) in stretch {
-            if let Object::Data(datum) = object
-                && !follower.view.contains(&datum)
-            {
-                follower.view.push(datum);
-            }
-            follower.at = step(id, object);
-        }
-    }
-}
-
-impl Follower {
-    /// Where the next GET of the stretch goes.
-    fn ahead(&self) -> Id {
-        self.stretch.last().map_or(self.at, |&(id, object)| step(id, object))
-    }
 }
 
 impl Model for Config {
@@ -592,7 +567,6 @@ impl Model for Config {
     fn init_states(&self) -> Vec<State> {
         let mut writers = vec![Writer::waiting(); self.windows.len()];
         writers[0].serve_from(1);
-        let follower = Follower { at: 1, view: Vec::new(), stretch: Vec::new() };
         vec![State {
             epoch: 0,
             replay_from: 1,
@@ -603,7 +577,7 @@ impl Model for Config {
             sent: BTreeSet::new(),
             acked: BTreeSet::new(),
             writers,
-            follower: (self.stretch > 0).then_some(follower),
+            follower: (self.stretch > 0).then(Follower::new),
             sealed: BTreeMap::new(),
             stolen: BTreeSet::new(),
             observer: self.observer.then_some(hole::Observer::IDLE),
@@ -630,10 +604,8 @@ impl Model for Config {
             actions.push(Action::Observe);
         }
         if let Some(follower) = &state.follower {
-            if follower.stretch.len() < self.stretch && !empty(&follower.ahead()) {
-                actions.push(Action::Fetch);
-            }
-            if !follower.stretch.is_empty() || state.replay_from > follower.at {
+            actions.extend(follower.asks(self, state).into_iter().map(Action::Fetch));
+            if follower.may_judge(state.replay_from) {
                 actions.push(Action::Judge);
             }
         }
@@ -663,12 +635,14 @@ impl Model for Config {
                 self.serve(&mut state, action, w);
             }
             Action::Flush(w, count, boundary) => Self::flush(&mut state, w, count, boundary),
-            Action::Fetch => {
+            Action::Fetch(id) => {
                 let follower = state.follower.as_mut().expect("only a follower fetches");
-                let at = follower.ahead();
-                follower.stretch.push((at, state.wal[&at]));
+                follower.fetch(id, last.wal.get(&id).copied(), &last.acked);
             }
-            Action::Judge => self.follow(&mut state),
+            Action::Judge => {
+                let follower = state.follower.as_mut().expect("only a follower judges");
+                follower.judge(self.variant, last);
+            }
             Action::Look(w) => self.look(&mut state, w),
             Action::LookAgain(w) => self.look_again(&mut state, w),
             Action::Accuse(w) => Self::accuse(&mut state, w),
@@ -712,6 +686,17 @@ impl Model for Config {
             Property::sometimes("a missing object is found", |model: &Self, state: &State| {
                 model.thefts.unwrap_or(0) == 0 || state.has_alarm()
             }),
+            Property::always(FRESH, |_: &Self, state: &State| {
+                state.follower.as_ref().is_none_or(|follower| follower.said != Said::Lie)
+            }),
+            Property::sometimes(
+                "a follower is fresh after R3 failed",
+                |config: &Self, state: &State| {
+                    let follower = state.follower.as_ref();
+                    config.flushes == 0
+                        || follower.is_none_or(|follower| follower.said == Said::FreshAfterRebase)
+                },
+            ),
             Property::sometimes("the last writer serves", |_: &Self, state: &State| {
                 state.writers.last().is_some_and(|last| last.phase == Phase::Serving)
             }),
