@@ -14,6 +14,8 @@ pub const BUGS: &[&str] = &[
     "condition_misses_dropped_memtable",
     "exists_is_taken_as_success",
     "flush_replays_from_one_too_far",
+    "follower_forgets_what_it_fetched",
+    "follower_shows_only_whole_stretches",
     "follower_trusts_its_first_read",
     "hold_is_skipped",
     "lease_never_runs_out",

@@ -29,8 +29,9 @@ const SETTINGS: &[Setting] = &[
         Kind::Span,
         "1s",
         "How often the bucket is asked for news: bounds how far views are behind; each time costs \
-         one GET of CURRENT and one of the next WAL object. A directory also tells by itself, and \
-         requests that wait for a seq make it four times as often",
+         one GET of CURRENT and one of the next WAL object, and up to a handful beyond the last \
+         while the log grows. A directory also tells by itself, and requests that wait for a seq \
+         make it four times as often",
     ),
     Setting::new(
         "max_staleness",
@@ -44,7 +45,8 @@ const SETTINGS: &[Setting] = &[
         Kind::Span,
         "1s",
         "A new tree is shown once the filters and indexes of its new SSTs are loaded, or after so \
-         long: views may be behind for that much longer; 0ms shows it at once",
+         long; the old tree is shown until then, with all that is new in the log, or the new one \
+         at once if a flush has passed the reader. 0ms loads nothing ahead",
     ),
     Setting::optional(
         "cache_dir",

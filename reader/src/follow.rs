@@ -1,34 +1,41 @@
 //! The task that follows the bucket: it alone moves the reader's view.
 //!
-//! **Life of a look**: one step of the [`Follower`] (the log, then CURRENT); show what was applied
-//! over the tree that is open; if the manifest is another one, open its tree, warm it, show it, and
-//! let go of the memtables that it has swallowed.
+//! **Life of a look**: one step of the [`Follower`] (the log, then CURRENT), then what was applied
+//! is shown, a few times a second while there is much to read. Beside it, the tree of a newer
+//! manifest is opened and warmed ([`crate::opening`]); it is shown when it is ready, and the
+//! memtables that it has swallowed are dropped.
 //!
 //! **Invariants**
 //! - The first sight reaches the chain's end, so that a reader that says "ready" is fresh.
-//! - After the log began anew, nothing is shown before the tree that goes with it is open.
+//! - A tree is shown only if it fits the memtables: it holds everything up to where they begin.
+//!   If the log moved to another manifest, its tree is opened at once, and warmed later.
+//! - An opening that has begun is finished before the next one begins, unless its tree no longer
+//!   fits: so trees are shown under any rate of flushes.
 //! - A store that does not answer costs freshness alone: the last sight stays.
 //! - An object that CURRENT's manifest names and that is not there, though CURRENT has not changed
 //!   since, is damage and not delay.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use cairn_common::env::Env;
 use cairn_common::error::{Error, REMEDY, Result};
 use cairn_common::faults::planted;
+use cairn_common::format::manifest::Manifest;
 use cairn_common::format::path::ManifestId;
 use cairn_common::read::view::{OpenTree, View};
-use cairn_common::store::follow::{Base, Follower, Reach};
+use cairn_common::store::follow::{Follower, Reach};
 use cairn_common::store::manifest::{Manifests, Snapshot};
 use cairn_common::store::object::Bucket;
 use cairn_common::store::sst::SstStore;
 use cairn_common::store::wal::Wal;
+use futures::FutureExt as _;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::FollowConfig;
+use crate::opening::{Opening, ended};
 use crate::sights::{Sight, Sights};
-use crate::warm::warm;
 use crate::watch::Watch;
 
 /// The bucket is asked so many times as often while requests wait for a seq.
@@ -46,10 +53,13 @@ pub struct Tail {
     sights: Arc<Sights>,
     config: FollowConfig,
     follower: Follower,
-    /// The tree that is shown, if any goes with the memtables.
+    /// The newest tree that is open.
     tree: Option<Arc<OpenTree>>,
-    /// When the last look began that found the chain's end.
+    opening: Option<Opening>,
+    /// Boot time before which everything acknowledged is included.
     fresh_at: Option<Duration>,
+    /// The newest look that has read CURRENT.
+    seen: u64,
     /// The manifest of which an object was missing last time.
     missing: Option<ManifestId>,
 }
@@ -92,7 +102,18 @@ impl Tail {
         let manifests = Manifests::new(bucket.clone(), env.clone());
         let wal = Wal::new(bucket, snapshot.current.database);
         let follower = Follower::new(manifests, wal, snapshot);
-        Self { env, ssts, sights, config, follower, tree: None, fresh_at: None, missing: None }
+        Self {
+            env,
+            ssts,
+            sights,
+            config,
+            follower,
+            tree: None,
+            opening: None,
+            fresh_at: None,
+            seen: 0,
+            missing: None,
+        }
     }
 
     /// Follows until `stop`.
@@ -105,37 +126,59 @@ impl Tail {
         let mut in_trouble = false;
         loop {
             watch.ensure();
-            let reach = tokio::select! {
+            let looked = tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
                 looked = self.look() => looked,
             };
-            match reach {
+            let as_of = match looked {
                 Ok(reach) => {
                     if std::mem::take(&mut in_trouble) {
                         tracing::info!("the store answers again");
                     }
-                    if reach == Reach::Partway {
-                        continue;
+                    match reach {
+                        Reach::End { as_of } => as_of,
+                        Reach::Partway => continue,
                     }
                 }
                 Err(error) if is_passing(&error) => {
                     if !std::mem::replace(&mut in_trouble, true) {
                         tracing::warn!(%error, "cannot follow the store; trying again");
                     }
+                    self.env.clock.boot()
                 }
                 Err(error) => return Err(error),
-            }
-            let interval = self.config.poll_interval.0;
-            let interval = if self.sights.is_awaited() { interval / EAGER } else { interval };
+            };
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
-                () = tokio::time::sleep(interval.max(pause)) => {}
-                () = async {
-                    self.sights.woken().await;
-                    tokio::time::sleep(pause).await;
-                } => {}
+                rested = self.rest(as_of, pause) => rested?,
+            }
+        }
+    }
+
+    /// Waits for the next look, which is due one interval after the last was fresh, or earlier if
+    /// something woke it; shows a tree that is ready meanwhile.
+    async fn rest(&mut self, as_of: Duration, pause: Duration) -> Result<()> {
+        let interval = self.config.poll_interval.0;
+        let interval = if self.sights.is_awaited() { interval / EAGER } else { interval };
+        let passed = self.env.clock.boot().saturating_sub(as_of);
+        let sights = Arc::clone(&self.sights);
+        let mut due = pin!(tokio::time::sleep(interval.saturating_sub(passed).max(pause)));
+        let mut woken = pin!(async {
+            sights.woken().await;
+            tokio::time::sleep(pause).await;
+        });
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut due => return Ok(()),
+                () = &mut woken => return Ok(()),
+                opened = ended(self.opening.as_mut()) => match self.take(opened) {
+                    // The next look opens it again.
+                    Err(error) if is_passing(&error) => tracing::debug!(%error, "no newer tree"),
+                    taken => taken?,
+                }
             }
         }
     }
@@ -146,57 +189,124 @@ impl Tail {
     /// Passing ones: what is shown stays. `Corrupt`: the database is damaged.
     pub async fn look(&mut self) -> Result<Reach> {
         let look = self.sights.begin();
-        let began = self.env.clock.boot();
-        let step = self.follower.step().await?;
-        if step.base == Base::Anew && !planted("reader_keeps_the_tree_of_an_older_log") {
-            self.tree = None;
-        }
-        if step.reach == Reach::End {
+        let reach = self.follower.step().await?;
+        self.seen = look;
+        if let Reach::End { as_of } = reach {
             let ended = planted("reader_dates_a_look_by_its_end").then(|| self.env.clock.boot());
-            self.fresh_at = Some(ended.unwrap_or(began));
+            self.fresh_at = Some(ended.unwrap_or(as_of));
         }
-        self.show();
-        let manifest = &self.follower.snapshot().manifest;
-        let is_open = self.tree.as_ref().is_some_and(|tree| tree.manifest.id == manifest.id);
-        let reach = if is_open { step.reach } else { self.open_tree(step.reach).await? };
-        if reach == Reach::End {
-            self.sights.end(look);
+        let opened = ended(self.opening.as_mut()).now_or_never();
+        let taken = opened.map_or(Ok(()), |opened| self.take(opened));
+        if self.fresh_at.is_some() && self.fitting().is_none() {
+            self.open_now().await?;
+            if self.fitting().is_none() {
+                return Ok(Reach::Partway);
+            }
+        } else {
+            self.show();
         }
-        Ok(reach)
+        self.open_beside();
+        taken.map(|()| reach)
     }
 
-    async fn open_tree(&mut self, reach: Reach) -> Result<Reach> {
-        let manifest = Arc::clone(&self.follower.snapshot().manifest);
-        let id = manifest.id;
-        // SUBTLE: after the log began anew no tree goes with the memtables, but the handles of the
-        // one that is still shown are as good as before.
-        let shown = self.sights.latest().map(|sight| Arc::clone(&sight.view.tree));
-        let previous = self.tree.as_ref().or(shown.as_ref()).map(Arc::clone);
-        let tree = match OpenTree::open(&self.ssts, manifest, previous.as_deref()).await {
-            Ok(tree) => Arc::new(tree),
-            Err(Error::NotFound(object)) if self.missing != Some(id) => {
+    /// Waits until no tree is on its way.
+    ///
+    /// # Errors
+    /// As for [`Tail::look`].
+    pub async fn settle(&mut self) -> Result<()> {
+        while self.opening.is_some() {
+            let opened = ended(self.opening.as_mut()).await;
+            self.take(opened)?;
+        }
+        Ok(())
+    }
+
+    /// The tree that is open, if it and the memtables together hold everything.
+    fn fitting(&self) -> Option<&Arc<OpenTree>> {
+        self.tree.as_ref().filter(|tree| self.fits(&tree.manifest))
+    }
+
+    fn fits(&self, manifest: &Manifest) -> bool {
+        manifest.flushed_seq >= self.follower.covers_from()
+            || planted("reader_keeps_the_tree_of_an_older_log")
+    }
+
+    fn begin_opening(&self, limit: Duration) -> Opening {
+        let newest = Arc::clone(&self.follower.snapshot().manifest);
+        Opening::begin(&self.ssts, (newest, self.seen), self.tree.clone(), limit)
+    }
+
+    /// Opens the newest tree, waits for it and shows it: what is open does not fit. Only the first
+    /// one is warmed before that.
+    async fn open_now(&mut self) -> Result<()> {
+        let limit = self.config.warm_timeout.0;
+        let previous = self.tree.clone();
+        let is_on_its_way =
+            self.opening.as_ref().is_some_and(|opening| self.fits(&opening.manifest));
+        if previous.is_some() {
+            self.opening = Some(self.begin_opening(Duration::ZERO));
+        } else if !is_on_its_way {
+            self.opening = Some(self.begin_opening(limit));
+        }
+        let opened = ended(self.opening.as_mut()).await;
+        self.take(opened)?;
+        if let (Some(tree), Some(_)) = (self.fitting(), &previous) {
+            let warming = Opening::warming(Arc::clone(tree), self.seen, previous, limit);
+            self.opening = Some(warming);
+        }
+        Ok(())
+    }
+
+    /// Begins to open the newest tree if it is not the one that is open and none is on its way.
+    fn open_beside(&mut self) {
+        let newest = self.follower.snapshot().manifest.id;
+        if self.tree.as_ref().is_some_and(|tree| tree.manifest.id == newest) {
+            self.sights.end(self.seen);
+            return;
+        }
+        match &mut self.opening {
+            Some(opening) if opening.manifest.id == newest => opening.look = self.seen,
+            Some(opening) if opening.manifest.flushed_seq >= self.follower.covers_from() => {}
+            Some(_) | None => self.opening = Some(self.begin_opening(self.config.warm_timeout.0)),
+        }
+    }
+
+    /// Takes what became of the opening: its tree is shown if it is newer and fits.
+    fn take(&mut self, opened: Result<Arc<OpenTree>>) -> Result<()> {
+        let Some(Opening { manifest, look, .. }) = self.opening.take() else { return Ok(()) };
+        match opened {
+            Ok(tree) => {
+                let is_newer = self
+                    .tree
+                    .as_ref()
+                    .is_none_or(|shown| shown.manifest.id.version < manifest.id.version);
+                if is_newer && self.fits(&manifest) {
+                    self.follower.forget_flushed(manifest.flushed_seq);
+                    (self.tree, self.missing) = (Some(tree), None);
+                    self.show();
+                    self.sights.end(look);
+                }
+                Ok(())
+            }
+            Err(Error::NotFound(object)) if self.missing != Some(manifest.id) => {
                 // Two worlds: the manifest was replaced and its run collected; or it is damaged.
                 // The next look reads CURRENT and tells them apart.
                 tracing::info!(%object, "a run is gone; looking for a newer manifest");
-                self.missing = Some(id);
-                return Ok(Reach::Partway);
+                self.missing = Some(manifest.id);
+                self.sights.wake();
+                Ok(())
             }
             Err(Error::NotFound(object)) => {
+                let id = manifest.id;
                 let cause = format!("manifest {id} names it and it is not there: {REMEDY}");
-                return Err(Error::corrupt(object, cause));
+                Err(Error::corrupt(object, cause))
             }
-            Err(error) => return Err(error),
-        };
-        warm(&tree, previous.as_deref(), self.config.warm_timeout.0).await;
-        self.follower.forget_flushed(tree.manifest.flushed_seq);
-        self.tree = Some(tree);
-        self.missing = None;
-        self.show();
-        Ok(reach)
+            Err(error) => Err(error),
+        }
     }
 
     fn show(&self) {
-        let (Some(tree), Some(fresh_at)) = (&self.tree, self.fresh_at) else { return };
+        let (Some(tree), Some(fresh_at)) = (self.fitting(), self.fresh_at) else { return };
         let Snapshot { current, .. } = self.follower.snapshot();
         let view = View::new(self.follower.memtables(), Arc::clone(tree), self.follower.seq());
         let current = Arc::new(current.clone());

@@ -36,6 +36,7 @@ pub mod config;
 pub mod follow;
 mod metrics;
 pub mod node;
+mod opening;
 mod routes;
 pub mod sights;
 mod warm;

@@ -4,8 +4,8 @@
 //! - A sight's view and its freshness are one value behind one swap: a view is never called
 //!   fresher than it is.
 //! - The seq of sights never goes back, nor does their freshness.
-//! - `fresh_at` is when the last look at the bucket *began* that found the chain's end: whatever
-//!   was acknowledged before it is in the view.
+//! - `fresh_at` is when the GET of the log was *sent* that last found the chain's end: whatever was
+//!   acknowledged before it is in the view.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -51,7 +51,7 @@ pub struct Sights {
     waiting: AtomicUsize,
     /// Looks that have begun.
     begun: AtomicU64,
-    /// The look that ended last and found what there was.
+    /// The newest look of which the tree is shown that it found, or a newer one.
     done: watch::Sender<u64>,
 }
 
@@ -117,7 +117,8 @@ impl Sights {
         self.latest()
     }
 
-    /// Waits for a look that begins after this call to end; false if none does by the deadline.
+    /// Waits until the tree is shown that a look finds which begins after this call, or a newer
+    /// one; false if it is not by the deadline.
     pub async fn look_again(&self, deadline: Instant) -> bool {
         let wanted = self.begun.load(Ordering::Acquire) + 1;
         self.wake();
@@ -143,9 +144,13 @@ impl Sights {
         self.begun.fetch_add(1, Ordering::AcqRel) + 1
     }
 
-    /// Notes that the look of this number found what there was.
+    /// Notes that the tree is shown that the look of this number found, or a newer one.
     pub(crate) fn end(&self, look: u64) {
-        self.done.send_replace(look);
+        self.done.send_if_modified(|done| {
+            let is_newer = look > *done;
+            *done = look.max(*done);
+            is_newer
+        });
     }
 
     /// Shows a sight from now on.

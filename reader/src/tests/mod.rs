@@ -20,14 +20,15 @@ use self::author::{Author, POLL};
 use crate::config::{Config, PROGRAM};
 use crate::follow::{Tail, find};
 use crate::node::ReaderNode;
-use crate::sights::Sights;
+use crate::sights::{Sight, Sights};
 
 mod author;
 
-/// Looks until the chain's end, as `Tail::run` does between two pauses.
+/// Looks until the chain's end, as `Tail::run` does between two pauses; then waits for trees.
 async fn look(tail: &mut Tail) {
     for _ in 0..10 {
-        if tail.look().await.unwrap() == Reach::End {
+        if tail.look().await.unwrap() != Reach::Partway {
+            tail.settle().await.unwrap();
             return;
         }
     }
@@ -140,6 +141,99 @@ async fn new_trees_are_warm_when_they_are_shown() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn following_goes_on_while_a_tree_opens() {
+    let mut author = Author::of_database().await;
+    let (mut tail, sights) = author.tail().await;
+    author.add("n", "1").await;
+    look(&mut tail).await;
+    author.add("n", "1").await;
+    tail.look().await.unwrap();
+    author.flush().await;
+    author.compact("n", "2").await;
+    tail.look().await.unwrap();
+    // Its run is asked for, and does not come for a while.
+    author.store.config_mut(|config| config.wait_get_per_call = Duration::from_secs(3));
+    tokio::task::yield_now().await;
+    author.store.config_mut(|config| config.wait_get_per_call = Duration::from_millis(10));
+    let began = author.env.clock.boot();
+    for round in 3..=10 {
+        author.add("n", "1").await;
+        tail.look().await.unwrap();
+        let sight = sights.latest().unwrap();
+        assert!(sight.view.tree.runs.is_empty() && !sight.view.memtables.is_empty());
+        assert!(sight.lag_ms(author.env.clock.boot()) <= 60);
+        assert_eq!(shown(&sights, "n").await, Some(round.to_string()));
+    }
+    assert!(author.env.clock.boot().saturating_sub(began) < Duration::from_secs(1));
+    tail.settle().await.unwrap();
+    assert_eq!(sights.latest().unwrap().view.tree.runs.len(), 1);
+    assert_eq!(shown(&sights, "n").await.as_deref(), Some("10"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_opening_is_finished_before_the_next() {
+    let mut author = Author::of_database().await;
+    let (mut tail, sights) = author.tail().await;
+    author.put("a", "1").await;
+    look(&mut tail).await;
+    author.flush().await;
+    author.compact("a", "1").await;
+    tail.look().await.unwrap();
+    let first = author.snapshot().await.manifest.id;
+    author.put("a", "2").await;
+    tail.look().await.unwrap();
+    author.flush().await;
+    tail.look().await.unwrap();
+    assert_ne!(author.snapshot().await.manifest.id, first);
+    tail.settle().await.unwrap();
+    assert_eq!(sights.latest().unwrap().view.tree.manifest.id, first);
+    look(&mut tail).await;
+    assert_eq!(sights.latest().unwrap().view.tree.manifest.id, author.snapshot().await.manifest.id);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tree_that_replay_requires_is_shown_at_once() {
+    let mut author = Author::of_database().await;
+    let (mut tail, sights) = author.tail().await;
+    author.put("a", "1").await;
+    look(&mut tail).await;
+    author.put("a", "2").await;
+    author.flush().await;
+    author.put("a", "3").await;
+    assert_ne!(tail.look().await.unwrap(), Reach::Partway);
+    let sight = sights.latest().unwrap();
+    let is_warm =
+        |sight: &Sight| sight.view.tree.handles().all(|handle| handle.with_meta(|_| ()).is_some());
+    assert_eq!((sight.view.seq.0, sight.view.tree.l0.len()), (3, 1), "in the same look");
+    assert!(!is_warm(&sight), "it does not wait for metadata");
+    tail.settle().await.unwrap();
+    assert!(is_warm(&sight), "which comes after that");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_shows_what_came_of_a_long_log() {
+    let mut site = Site::new().await;
+    let _tasks = site.follow();
+    site.sights.first().await;
+    tokio::time::sleep(3 * POLL).await;
+    for _ in 0..2_000 {
+        site.author.put("a", "1").await;
+    }
+    site.author.store.config_mut(|config| config.wait_get_per_call = Duration::from_millis(60));
+    let mut steps = Vec::new();
+    while seq(&site.sights) < 2_000 {
+        let before = site.author.env.clock.boot();
+        let shown = seq(&site.sights);
+        let next = Deadline::after(2 * POLL).instant();
+        site.sights.at_least(Seq(shown + 1), next).await.expect("more of the log");
+        steps.push(site.author.env.clock.boot().saturating_sub(before));
+    }
+    let longest = steps.iter().skip(1).max().unwrap();
+    assert!(*longest <= Duration::from_millis(200), "{longest:?}");
+    assert!(steps.len() >= 10, "{}", steps.len());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_run_that_is_missing_for_good_is_damage() {
     let mut author = Author::of_database().await;
     let (mut tail, sights) = author.tail().await;
@@ -149,8 +243,10 @@ async fn a_run_that_is_missing_for_good_is_damage() {
     author.compact("a", "1").await;
     let run = author.snapshot().await.manifest.runs[0].id;
     author.bucket.delete(&[Object::Run(run)]).await.unwrap();
-    assert_eq!(tail.look().await.unwrap(), Reach::Partway);
-    let error = tail.look().await.unwrap_err();
+    tail.look().await.unwrap();
+    tail.settle().await.unwrap();
+    tail.look().await.unwrap();
+    let error = tail.settle().await.unwrap_err();
     assert!(matches!(&error, Error::Corrupt(_)), "{error}");
     assert_eq!(shown(&sights, "a").await.as_deref(), Some("1"));
 }
@@ -168,7 +264,8 @@ async fn a_run_that_was_replaced_meanwhile_is_no_damage() {
     author.compact("a", "2").await;
     let run = author.newest_run().await;
     author.bucket.delete(&[Object::Run(run.id)]).await.unwrap();
-    assert_eq!(tail.look().await.unwrap(), Reach::Partway);
+    tail.look().await.unwrap();
+    tail.settle().await.unwrap();
     author.replace_run(run, "a", "2").await;
     look(&mut tail).await;
     assert_eq!(shown(&sights, "a").await.as_deref(), Some("2"));

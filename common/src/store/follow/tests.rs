@@ -2,19 +2,24 @@
 
 use bytes::Bytes;
 use object_store::memory::InMemory;
+use object_store::throttle::{ThrottleConfig, ThrottledStore};
 use uuid::Uuid;
 
+use super::log::MEMTABLE_BYTES;
 use super::*;
-use crate::env::Env;
+use crate::clock::TokioClock;
+use crate::env::{Cpu, Env, SeededRandom};
 use crate::format::edit::{Edit, Flush, Fresh, apply};
-use crate::format::wal::{WalBuilder, WalStamp, encode_fence, seq_after_fence};
+use crate::format::wal::{WalBuilder, WalObject, WalStamp, encode_fence, seq_after_fence};
 use crate::limits::WAL_JUMP;
 use crate::lsm::memtable::SeqWindow;
-use crate::store::object::{Bucket, StoreSettings};
+use crate::store::object::{Bucket, Hedge, StoreSettings};
 use crate::types::{Batch, DatabaseId, Epoch, Op, Payload};
 
 /// A database whose writer is the test.
 struct Chain {
+    env: Env,
+    store: Arc<ThrottledStore<InMemory>>,
     bucket: Bucket,
     manifests: Manifests,
     database: DatabaseId,
@@ -25,13 +30,20 @@ struct Chain {
 
 impl Chain {
     async fn new() -> Self {
-        let store = Arc::new(InMemory::new());
-        let bucket = Bucket::new(store, "db", StoreSettings::default(), Env::system()).unwrap();
-        let manifests = Manifests::new(bucket.clone(), Env::system());
+        let env = Env {
+            clock: Arc::new(TokioClock::starting_at(1_700_000_000_000)),
+            random: Arc::new(SeededRandom::new(7)),
+            cpu: Cpu::Inline,
+        };
+        let store = ThrottledStore::new(InMemory::new(), ThrottleConfig::default());
+        let store = Arc::new(store);
+        let settings = StoreSettings { hedge: Hedge::Never, ..StoreSettings::default() };
+        let bucket = Bucket::new(Arc::clone(&store) as _, "db", settings, env.clone()).unwrap();
+        let manifests = Manifests::new(bucket.clone(), env.clone());
         manifests.create().await.unwrap();
         let database = manifests.load().await.unwrap().unwrap().current.database;
         let (position, seq, epoch) = (WalId::FIRST, Seq::ZERO, Epoch(0));
-        Self { bucket, manifests, database, position, seq, epoch }
+        Self { env, store, bucket, manifests, database, position, seq, epoch }
     }
 
     async fn follower(&self) -> Follower {
@@ -79,12 +91,16 @@ impl Chain {
 
     /// Moves replay to the chain's end, as a flush does.
     async fn flush(&self) {
+        self.flush_to(self.position, self.seq).await;
+    }
+
+    async fn flush_to(&self, replay_from: WalId, flushed_seq: Seq) {
         let known = self.manifests.load().await.unwrap().unwrap();
         let edit = Edit::Flush(Flush {
             epoch: self.epoch,
             sst: None,
-            replay_from: self.position,
-            flushed_seq: self.seq,
+            replay_from,
+            flushed_seq,
             time_ms: 0,
         });
         let version = u128::from(known.current.version);
@@ -97,6 +113,17 @@ impl Chain {
         self.bucket.put(&Object::Manifest(commit.manifest.id), commit.body).await.unwrap();
         let body = commit.current.encode();
         self.bucket.swap(&Object::Current, body, &known.version).await.unwrap();
+    }
+
+    /// What every GET takes from now on.
+    fn slow_gets(&self, took: Duration) {
+        self.store.config_mut(|config| config.wait_get_per_call = took);
+    }
+
+    /// GETs that were sent so far.
+    fn gets(&self) -> u64 {
+        let rows = self.bucket.metrics().snapshot().rows;
+        rows.iter().map(|row| row.requests).sum()
     }
 
     async fn collect(&self, ids: std::ops::Range<u64>) {
@@ -124,21 +151,37 @@ fn held(follower: &Follower) -> Vec<u64> {
     seqs
 }
 
-const AT_END: Step = Step { reach: Reach::End, base: Base::Kept };
-const ANEW: Step = Step { reach: Reach::Partway, base: Base::Anew };
-
-#[test]
-fn a_stretch_is_sound_where_replay_begins_at_or_before_it() {
-    assert_eq!(judge(WalId(5), WalId(4)), Verdict::Sound);
-    assert_eq!(judge(WalId(5), WalId(5)), Verdict::Sound);
-    assert_eq!(judge(WalId(5), WalId(6)), Verdict::Overtaken);
+/// Steps to the chain's end.
+async fn catch_up(follower: &mut Follower) -> Duration {
+    for _ in 0..100 {
+        if let Reach::End { as_of } = follower.step().await.unwrap() {
+            return as_of;
+        }
+    }
+    panic!("no end of the chain");
 }
 
-#[tokio::test]
+/// What a step does before it reads CURRENT.
+async fn read(follower: &mut Follower) {
+    follower.ahead.read(follower.log.position).await;
+}
+
+fn is_end(reach: Result<Reach>) -> bool {
+    matches!(reach.unwrap(), Reach::End { .. })
+}
+
+#[test]
+fn what_was_read_at_or_after_replay_is_sound() {
+    assert_eq!(judge(WalId(5), WalId(4)), Verdict::Sound);
+    assert_eq!(judge(WalId(5), WalId(5)), Verdict::Sound);
+    assert_eq!(judge(WalId(5), WalId(6)), Verdict::Passed);
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_chain_is_followed_through_fences_to_its_end() {
     let mut chain = Chain::new().await;
     let mut follower = chain.follower().await;
-    assert_eq!(follower.step().await.unwrap(), AT_END);
+    assert!(is_end(follower.step().await));
     chain.append(2).await;
     chain.append(1).await;
     chain.fence().await;
@@ -149,43 +192,145 @@ async fn the_chain_is_followed_through_fences_to_its_end() {
     group.push(&Batch { seq: Seq(4), ops: vec![op] });
     chain.bucket.create(&Object::Wal(WalId(4)), group.finish(&zombie)).await.unwrap();
     chain.append(1).await;
-    assert_eq!(follower.step().await.unwrap(), AT_END);
+    assert!(is_end(follower.step().await));
     let behind = seq_after_fence(Seq(3)).next();
     assert_eq!((follower.position(), follower.seq()), (chain.position, behind));
     assert_eq!(held(&follower), [1, 2, 3, behind.0]);
     assert_eq!(follower.position(), WalId(4).plus(WAL_JUMP));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_long_chain_takes_several_steps() {
     let mut chain = Chain::new().await;
-    let objects = STRETCH_OBJECTS_MAX as u64 + 10;
-    for _ in 0..objects {
+    let mut follower = chain.follower().await;
+    for _ in 0..400 {
         chain.append(1).await;
     }
-    let mut follower = chain.follower().await;
-    let partway = Step { reach: Reach::Partway, base: Base::Kept };
-    assert_eq!(follower.step().await.unwrap(), partway);
-    assert_eq!(follower.seq(), Seq(STRETCH_OBJECTS_MAX as u64));
-    assert_eq!(follower.step().await.unwrap(), AT_END);
-    assert_eq!(follower.seq(), Seq(objects));
+    assert_eq!(follower.step().await.unwrap(), Reach::Partway);
+    assert!((256..=320).contains(&follower.seq().0), "{}", follower.seq());
+    assert!(is_end(follower.step().await));
+    assert_eq!(follower.seq(), Seq(400));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn requests_at_the_end_of_the_chain_are_two() {
     let chain = Chain::new().await;
     let mut follower = chain.follower().await;
     follower.step().await.unwrap();
-    let requests = || {
-        let rows = chain.bucket.metrics().snapshot().rows;
-        rows.iter().map(|row| row.requests).sum::<u64>()
-    };
-    let before = requests();
+    let before = chain.gets();
     follower.step().await.unwrap();
-    assert_eq!(requests() - before, 2);
+    assert_eq!(chain.gets() - before, 2);
 }
 
-#[tokio::test]
+/// A GET of the store, in the tests about time.
+const GET: Duration = Duration::from_millis(60);
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_follower_reads_many_at_once() {
+    let mut chain = Chain::new().await;
+    let mut follower = chain.follower().await;
+    for _ in 0..3 {
+        follower.step().await.unwrap();
+    }
+    for _ in 0..40 {
+        chain.append(1).await;
+    }
+    chain.slow_gets(GET);
+    let began = chain.env.clock.boot();
+    catch_up(&mut follower).await;
+    // One, 8, 16, the rest and the end; CURRENT is read beside the last two, and after them.
+    let took = chain.env.clock.boot().saturating_sub(began);
+    assert!(took <= 6 * GET, "{took:?}");
+    assert_eq!(follower.seq(), Seq(40));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_came_is_shown_a_few_times_a_second() {
+    let mut chain = Chain::new().await;
+    let mut follower = chain.follower().await;
+    for _ in 0..2_000 {
+        chain.append(1).await;
+    }
+    chain.slow_gets(GET);
+    let (mut steps, mut seq) = (0, Seq::ZERO);
+    loop {
+        let began = chain.env.clock.boot();
+        let reach = follower.step().await.unwrap();
+        let took = chain.env.clock.boot().saturating_sub(began);
+        assert!(took <= Duration::from_millis(200), "{took:?}");
+        assert!(follower.seq() > seq || steps == 0, "each step brings something");
+        (steps, seq) = (steps + 1, follower.seq());
+        if reach != Reach::Partway {
+            break;
+        }
+    }
+    assert_eq!(seq, Seq(2_000));
+    // 64 at a time are a thousand a second.
+    let took = chain.env.clock.boot();
+    assert!(took <= Duration::from_secs(3), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_is_dated_by_the_get_that_found_it() {
+    let mut chain = Chain::new().await;
+    chain.append(1).await;
+    let mut follower = chain.follower().await;
+    chain.slow_gets(GET);
+    let sent = chain.env.clock.boot();
+    assert_eq!(follower.step().await.unwrap(), Reach::End { as_of: sent });
+    assert_eq!(chain.env.clock.boot(), sent + 2 * GET);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_is_vouched_for_by_a_later_current() {
+    let mut chain = Chain::new().await;
+    let mut follower = chain.follower().await;
+    follower.step().await.unwrap();
+    for _ in 0..20 {
+        chain.append(1).await;
+    }
+    chain.slow_gets(GET);
+    // One object came in 60 ms; 8 more came while CURRENT was on its way.
+    assert_eq!(follower.step().await.unwrap(), Reach::Partway);
+    assert_eq!(follower.seq(), Seq(1));
+    assert!(is_end(follower.step().await));
+    assert_eq!(follower.seq(), Seq(20));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_read_of_current_loses_nothing() {
+    let mut chain = Chain::new().await;
+    let mut follower = chain.follower().await;
+    for _ in 0..20 {
+        chain.append(1).await;
+    }
+    read(&mut follower).await;
+    chain.slow_gets(Duration::from_hours(1));
+    let error = follower.conclude().await.unwrap_err();
+    assert!(matches!(error, Error::Unavailable(_)), "{error}");
+    chain.slow_gets(Duration::ZERO);
+    let before = chain.gets();
+    assert!(is_end(follower.step().await));
+    assert_eq!((follower.seq(), chain.gets() - before), (Seq(20), 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_object_that_cannot_be_read_is_asked_again() {
+    let mut chain = Chain::new().await;
+    let mut follower = chain.follower().await;
+    chain.append(1).await;
+    follower.step().await.unwrap();
+    chain.append(1).await;
+    chain.slow_gets(Duration::from_hours(1));
+    read(&mut follower).await;
+    chain.slow_gets(Duration::ZERO);
+    let error = follower.conclude().await.unwrap_err();
+    assert!(matches!(error, Error::Unavailable(_)), "{error}");
+    assert!(is_end(follower.step().await));
+    assert_eq!(follower.seq(), Seq(2));
+}
+
+#[tokio::test(start_paused = true)]
 async fn flushed_memtables_go_once_their_tree_is_open() {
     let mut chain = Chain::new().await;
     let mut follower = chain.follower().await;
@@ -193,7 +338,7 @@ async fn flushed_memtables_go_once_their_tree_is_open() {
     follower.step().await.unwrap();
     chain.flush().await;
     chain.append(1).await;
-    assert_eq!(follower.step().await.unwrap(), AT_END);
+    assert!(is_end(follower.step().await));
     let flushed = follower.snapshot().manifest.flushed_seq;
     assert_eq!(flushed, Seq(3));
     assert_eq!(held(&follower), [1, 2, 3, 4], "views over the old tree still need them");
@@ -205,7 +350,7 @@ async fn flushed_memtables_go_once_their_tree_is_open() {
     assert!(follower.memtables().is_empty());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn large_memtables_are_frozen_and_forgotten_one_by_one() {
     let mut log = Log::new(WalId(1), Seq(0));
     let value = Bytes::from(vec![0; usize::try_from(MEMTABLE_BYTES).unwrap() / 2]);
@@ -228,23 +373,47 @@ async fn large_memtables_are_frozen_and_forgotten_one_by_one() {
     assert_eq!(lasts(&log), [5]);
 }
 
-#[tokio::test]
-async fn a_stretch_that_replay_has_passed_is_dropped_whole() {
+#[tokio::test(start_paused = true)]
+async fn what_replay_has_passed_is_dropped() {
     let mut chain = Chain::new().await;
     let mut follower = chain.follower().await;
-    chain.append(1).await;
-    chain.append(1).await;
-    let stretch = follower.fetch().await.unwrap();
-    assert_eq!(stretch.objects.len(), 2);
-    chain.append(1).await;
-    chain.flush().await;
-    assert_eq!(follower.conclude(stretch).await.unwrap(), ANEW);
-    assert_eq!((follower.position(), follower.seq()), (WalId(4), Seq(3)));
-    assert!(follower.memtables().is_empty(), "nothing of the stretch is kept");
-    assert_eq!(follower.step().await.unwrap(), AT_END);
+    for _ in 0..4 {
+        chain.append(1).await;
+    }
+    chain.slow_gets(GET);
+    read(&mut follower).await;
+    chain.flush_to(WalId(3), Seq(2)).await;
+    let before = chain.gets();
+    assert!(is_end(follower.conclude().await));
+    assert_eq!((follower.position(), follower.seq()), (WalId(5), Seq(4)));
+    assert_eq!((follower.covers_from(), held(&follower)), (Seq(2), vec![3, 4]));
+    assert_eq!(chain.gets() - before, 2, "CURRENT and its manifest: the rest is kept");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
+async fn a_follower_is_fresh_though_each_look_is_flushed() {
+    let mut chain = Chain::new().await;
+    let mut follower = chain.follower().await;
+    chain.slow_gets(GET);
+    let mut lag_max = Duration::ZERO;
+    let mut fresh_at = chain.env.clock.boot();
+    for _ in 0..40 {
+        chain.append(1).await;
+        read(&mut follower).await;
+        // What is written and flushed before CURRENT is read passes all that was read.
+        chain.append(1).await;
+        chain.flush().await;
+        chain.collect(1..chain.position.0).await;
+        if let Reach::End { as_of } = follower.conclude().await.unwrap() {
+            fresh_at = as_of;
+        }
+        lag_max = lag_max.max(chain.env.clock.boot().saturating_sub(fresh_at));
+    }
+    assert_eq!(follower.seq(), chain.seq);
+    assert!(lag_max <= 16 * GET, "{lag_max:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_end_that_collection_made_is_no_end() {
     let mut chain = Chain::new().await;
     let mut follower = chain.follower().await;
@@ -254,14 +423,16 @@ async fn an_end_that_collection_made_is_no_end() {
     chain.flush().await;
     chain.collect(1..5).await;
     chain.append(1).await;
-    let stretch = follower.fetch().await.unwrap();
-    assert!(stretch.objects.is_empty(), "the first id is collected: absent");
-    assert_eq!(follower.conclude(stretch).await.unwrap(), ANEW);
-    assert_eq!(follower.step().await.unwrap(), AT_END);
+    read(&mut follower).await;
+    chain.append(1).await;
+    // Id 1 is collected, and absent; so was id 6, but that is the end as of then.
+    assert!(is_end(follower.conclude().await));
     assert_eq!((follower.seq(), held(&follower)), (Seq(5), vec![5]));
+    assert!(is_end(follower.step().await));
+    assert_eq!((follower.seq(), held(&follower)), (Seq(6), vec![5, 6]));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn junk_on_a_collected_id_is_never_applied() {
     let mut chain = Chain::new().await;
     let mut follower = chain.follower().await;
@@ -273,31 +444,30 @@ async fn junk_on_a_collected_id_is_never_applied() {
     chain.flush().await;
     chain.collect(1..3).await;
     chain.bucket.create(&Object::Wal(WalId(1)), late_fence).await.unwrap();
-    assert_eq!(follower.step().await.unwrap(), ANEW);
-    assert_eq!(follower.step().await.unwrap(), AT_END);
+    catch_up(&mut follower).await;
     assert_eq!(follower.position(), WalId(3), "and not behind the fence");
 }
 
-#[tokio::test]
-async fn damage_counts_only_where_current_vouches_for_the_stretch() {
+#[tokio::test(start_paused = true)]
+async fn damage_counts_only_if_current_vouches_for_it() {
     let mut chain = Chain::new().await;
-    let mut follower = chain.follower().await;
+    let (mut follower, mut passed) = (chain.follower().await, chain.follower().await);
     chain.append(1).await;
+    assert!(is_end(follower.step().await) && is_end(passed.step().await));
     let object = Object::Wal(chain.position);
     chain.bucket.put(&object, Bytes::from_static(b"damaged")).await.unwrap();
-    let stretch = follower.fetch().await.unwrap();
-    let overtaken = follower.fetch().await.unwrap();
-    let error = follower.conclude(stretch).await.unwrap_err();
+    read(&mut passed).await;
+    let error = follower.step().await.unwrap_err();
     assert!(matches!(&error, Error::Corrupt(_)), "{error}");
     assert_eq!(follower.seq(), Seq(1), "what came before it is served");
 
-    let mut other = chain.follower().await;
     chain.position = chain.position.next();
     chain.flush().await;
-    assert_eq!(other.conclude(overtaken).await.unwrap(), ANEW);
+    catch_up(&mut passed).await;
+    assert_eq!(passed.position(), chain.position);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_gap_between_seqs_is_damage() {
     let mut chain = Chain::new().await;
     let mut follower = chain.follower().await;
@@ -309,7 +479,7 @@ async fn a_gap_between_seqs_is_damage() {
     assert!(error.to_string().contains("wal/00000000000000000002"), "{error}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_manifest_that_takes_batches_back_is_damage() {
     let mut chain = Chain::new().await;
     let mut follower = chain.follower().await;
@@ -321,7 +491,7 @@ async fn a_manifest_that_takes_batches_back_is_damage() {
     assert!(matches!(&error, Error::Corrupt(_)), "{error}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_current_that_vanishes_is_damage() {
     let chain = Chain::new().await;
     let mut follower = chain.follower().await;
