@@ -6,6 +6,7 @@ pub mod compaction;
 pub mod fake_s3;
 pub mod faulty;
 pub mod forest;
+pub mod lag;
 pub mod ledger;
 pub mod model;
 pub mod moto;

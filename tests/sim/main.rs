@@ -10,6 +10,7 @@ mod clients;
 mod cluster;
 mod compaction;
 mod compactor;
+mod freshness;
 mod ledger;
 #[cfg(cairn_faults)]
 mod planted;
