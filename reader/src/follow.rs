@@ -12,6 +12,8 @@
 //! - An opening that has begun is finished before the next one begins, unless its tree no longer
 //!   fits: so trees are shown under any rate of flushes.
 //! - A store that does not answer costs freshness alone: the last sight stays.
+//! - A reader that stays before an object of the log that is missing calls its view fresh no more
+//!   ([`crate::hole`]).
 //! - An object that CURRENT's manifest names and that is not there, though CURRENT has not changed
 //!   since, is damage and not delay.
 
@@ -23,7 +25,7 @@ use cairn_common::env::Env;
 use cairn_common::error::{Error, REMEDY, Result};
 use cairn_common::faults::planted;
 use cairn_common::format::manifest::Manifest;
-use cairn_common::format::path::ManifestId;
+use cairn_common::format::path::{ManifestId, Object};
 use cairn_common::read::view::{OpenTree, View};
 use cairn_common::store::follow::{Follower, Reach};
 use cairn_common::store::manifest::{Manifests, Snapshot};
@@ -34,6 +36,7 @@ use futures::FutureExt as _;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::FollowConfig;
+use crate::hole::Doubt;
 use crate::opening::{Opening, ended};
 use crate::sights::{Sight, Sights};
 use crate::watch::Watch;
@@ -53,6 +56,8 @@ pub struct Tail {
     sights: Arc<Sights>,
     config: FollowConfig,
     follower: Follower,
+    wal: Wal,
+    doubt: Doubt,
     /// The newest tree that is open.
     tree: Option<Arc<OpenTree>>,
     opening: Option<Opening>,
@@ -101,13 +106,16 @@ impl Tail {
         let bucket = ssts.bucket().clone();
         let manifests = Manifests::new(bucket.clone(), env.clone());
         let wal = Wal::new(bucket, snapshot.current.database);
-        let follower = Follower::new(manifests, wal, snapshot);
+        let follower = Follower::new(manifests, wal.clone(), snapshot);
+        let doubt = Doubt::at(follower.position(), env.clock.boot());
         Self {
             env,
             ssts,
             sights,
             config,
             follower,
+            wal,
+            doubt,
             tree: None,
             opening: None,
             fresh_at: None,
@@ -189,9 +197,12 @@ impl Tail {
     /// Passing ones: what is shown stays. `Corrupt`: the database is damaged.
     pub async fn look(&mut self) -> Result<Reach> {
         let look = self.sights.begin();
+        self.doubt.take();
         let reach = self.follower.step().await?;
         self.seen = look;
-        if let Reach::End { as_of } = reach {
+        if let Reach::End { as_of } = reach
+            && !self.is_at_hole()
+        {
             let ended = planted("reader_dates_a_look_by_its_end").then(|| self.env.clock.boot());
             self.fresh_at = Some(ended.unwrap_or(as_of));
         }
@@ -207,6 +218,25 @@ impl Tail {
         }
         self.open_beside();
         taken.map(|()| reach)
+    }
+
+    /// Whether an object of the log is missing at the end that a look has found; says so if it is.
+    fn is_at_hole(&mut self) -> bool {
+        let (damage, before) = (self.ssts.bucket().damage(), self.doubt.position());
+        let position = self.follower.position();
+        let proof = self.doubt.judge(&self.wal, position, self.env.clock.boot());
+        if position != before || proof.is_none() {
+            damage.clear(&Object::Wal(before));
+        }
+        let Some(proof) = proof else { return false };
+        let cause = format!(
+            "it was acknowledged, as {} shows, and it is not there: somebody else deleted it, or a \
+             copy left it out. The view stays as it is and grows old; put the object back from a \
+             version or a backup of the bucket",
+            Object::Wal(proof)
+        );
+        damage.report(&Object::Wal(position), &cause);
+        true
     }
 
     /// Waits until no tree is on its way.

@@ -34,6 +34,7 @@ use crate::sights::Sights;
 
 pub mod config;
 pub mod follow;
+mod hole;
 mod metrics;
 pub mod node;
 mod opening;

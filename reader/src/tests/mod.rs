@@ -11,6 +11,7 @@ use cairn_common::http::reads;
 use cairn_common::http::request::Deadline;
 use cairn_common::store::cache::BlockCache;
 use cairn_common::store::follow::Reach;
+use cairn_common::store::metrics::Operation;
 use cairn_common::types::{Seq, WalId};
 use http::Response;
 use tokio_util::sync::CancellationToken;
@@ -458,7 +459,48 @@ async fn the_bucket_is_polled_at_its_interval() {
     };
     let before = requests();
     tokio::time::sleep(21 * POLL / 2).await;
-    assert_eq!(requests() - before, 20, "one GET of the log and one of CURRENT each second");
+    assert_eq!(requests() - before, 21, "two GETs each second, and a LIST after ten seconds");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_at_a_hole_calls_nothing_fresh() {
+    let mut site = Site::new().await;
+    let hole = Object::Wal(WalId(2));
+    for value in ["1", "2", "3"] {
+        site.author.put("a", value).await;
+    }
+    let bytes = site.author.bucket.get(&hole).await.unwrap();
+    site.author.bucket.delete(&[hole]).await.unwrap();
+    let _tasks = site.follow();
+    site.sights.first().await;
+    let (status, _, body) = site.get("/v1/kv/a", &[]).await;
+    assert_eq!((status, body.as_str()), (200, "1"));
+    tokio::time::sleep(22 * POLL).await;
+    let (status, _, body) = site.get("/v1/kv/a", &[]).await;
+    assert!(status == 503 && body.contains("too_stale"), "{status} {body}");
+    let damaged = site.author.bucket.damage().list();
+    assert_eq!(damaged.len(), 1);
+    assert_eq!(damaged[0].object, hole.path());
+
+    site.author.bucket.put(&hole, bytes).await.unwrap();
+    tokio::time::sleep(2 * POLL).await;
+    assert_eq!(site.get("/v1/kv/a", &[]).await.2, "3");
+    assert_eq!(site.author.bucket.damage().count(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_log_is_not_a_hole() {
+    let mut site = Site::new().await;
+    site.author.put("a", "1").await;
+    let _tasks = site.follow();
+    site.sights.first().await;
+    tokio::time::sleep(300 * POLL).await;
+    assert_eq!(site.get("/v1/kv/a", &[]).await.0, 200);
+    assert_eq!(site.author.bucket.damage().count(), 0);
+    let rows = site.author.bucket.metrics().snapshot().rows;
+    let lists = rows.iter().filter(|row| row.operation == Operation::List);
+    let lists: u64 = lists.map(|row| row.requests).sum();
+    assert!(lists <= 6, "{lists} lists in five minutes");
 }
 
 #[tokio::test(start_paused = true)]
