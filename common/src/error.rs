@@ -70,6 +70,26 @@ impl Error {
     pub fn corrupt(what: impl Into<String>, cause: impl Into<Cause>) -> Self {
         Self::Corrupt(Failure { what: what.into(), cause: Some(cause.into()) })
     }
+
+    /// The same error for one more caller; its causes are kept as text.
+    #[must_use]
+    pub fn repeat(&self) -> Self {
+        let again = |failure: &Failure| Failure {
+            what: failure.what.clone(),
+            cause: failure.cause.as_ref().map(|cause| cause.to_string().into()),
+        };
+        match self {
+            Self::Invalid(what) => Self::Invalid(what.clone()),
+            Self::Fenced { held, found } => Self::Fenced { held: *held, found: *found },
+            Self::Closed => Self::Closed,
+            Self::Unfit(what) => Self::Unfit(what.clone()),
+            Self::NotFound(object) => Self::NotFound(object.clone()),
+            Self::Conflict(object) => Self::Conflict(object.clone()),
+            Self::Unavailable(failure) => Self::Unavailable(again(failure)),
+            Self::Indeterminate(failure) => Self::Indeterminate(again(failure)),
+            Self::Corrupt(failure) => Self::Corrupt(again(failure)),
+        }
+    }
 }
 
 impl fmt::Display for Error {

@@ -14,18 +14,17 @@
 //! - A store that does not answer costs freshness alone: the last sight stays.
 //! - A reader that stays before an object of the log that is missing calls its view fresh no more
 //!   ([`crate::hole`]).
-//! - An object that CURRENT's manifest names and that is not there, though CURRENT has not changed
-//!   since, is damage and not delay.
+//! - A run or an SST that is missing or damaged fails the reads that need it, not the following.
 
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use cairn_common::env::Env;
-use cairn_common::error::{Error, REMEDY, Result};
+use cairn_common::error::{Error, Result};
 use cairn_common::faults::planted;
 use cairn_common::format::manifest::Manifest;
-use cairn_common::format::path::{ManifestId, Object};
+use cairn_common::format::path::Object;
 use cairn_common::read::view::{OpenTree, View};
 use cairn_common::store::follow::{Follower, Reach};
 use cairn_common::store::manifest::{Manifests, Snapshot};
@@ -65,8 +64,6 @@ pub struct Tail {
     fresh_at: Option<Duration>,
     /// The newest look that has read CURRENT.
     seen: u64,
-    /// The manifest of which an object was missing last time.
-    missing: Option<ManifestId>,
 }
 
 /// Waits for a database to follow: for the store to answer, and for a writer to make one.
@@ -120,7 +117,6 @@ impl Tail {
             opening: None,
             fresh_at: None,
             seen: 0,
-            missing: None,
         }
     }
 
@@ -160,14 +156,14 @@ impl Tail {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
-                rested = self.rest(as_of, pause) => rested?,
+                () = self.rest(as_of, pause) => {}
             }
         }
     }
 
     /// Waits for the next look, which is due one interval after the last was fresh, or earlier if
     /// something woke it; shows a tree that is ready meanwhile.
-    async fn rest(&mut self, as_of: Duration, pause: Duration) -> Result<()> {
+    async fn rest(&mut self, as_of: Duration, pause: Duration) {
         let interval = self.config.poll_interval.0;
         let interval = if self.sights.is_awaited() { interval / EAGER } else { interval };
         let passed = self.env.clock.boot().saturating_sub(as_of);
@@ -180,13 +176,9 @@ impl Tail {
         loop {
             tokio::select! {
                 biased;
-                () = &mut due => return Ok(()),
-                () = &mut woken => return Ok(()),
-                opened = ended(self.opening.as_mut()) => match self.take(opened) {
-                    // The next look opens it again.
-                    Err(error) if is_passing(&error) => tracing::debug!(%error, "no newer tree"),
-                    taken => taken?,
-                }
+                () = &mut due => return,
+                () = &mut woken => return,
+                tree = ended(self.opening.as_mut()) => self.take(tree),
             }
         }
     }
@@ -206,10 +198,11 @@ impl Tail {
             let ended = planted("reader_dates_a_look_by_its_end").then(|| self.env.clock.boot());
             self.fresh_at = Some(ended.unwrap_or(as_of));
         }
-        let opened = ended(self.opening.as_mut()).now_or_never();
-        let taken = opened.map_or(Ok(()), |opened| self.take(opened));
+        if let Some(tree) = ended(self.opening.as_mut()).now_or_never() {
+            self.take(tree);
+        }
         if self.fresh_at.is_some() && self.fitting().is_none() {
-            self.open_now().await?;
+            self.open_now().await;
             if self.fitting().is_none() {
                 return Ok(Reach::Partway);
             }
@@ -217,7 +210,7 @@ impl Tail {
             self.show();
         }
         self.open_beside();
-        taken.map(|()| reach)
+        Ok(reach)
     }
 
     /// Whether an object of the log is missing at the end that a look has found; says so if it is.
@@ -240,15 +233,11 @@ impl Tail {
     }
 
     /// Waits until no tree is on its way.
-    ///
-    /// # Errors
-    /// As for [`Tail::look`].
-    pub async fn settle(&mut self) -> Result<()> {
+    pub async fn settle(&mut self) {
         while self.opening.is_some() {
-            let opened = ended(self.opening.as_mut()).await;
-            self.take(opened)?;
+            let tree = ended(self.opening.as_mut()).await;
+            self.take(tree);
         }
-        Ok(())
     }
 
     /// The tree that is open, if it and the memtables together hold everything.
@@ -261,30 +250,29 @@ impl Tail {
             || planted("reader_keeps_the_tree_of_an_older_log")
     }
 
-    fn begin_opening(&self, limit: Duration) -> Opening {
+    /// Opens the newest tree; warms it for at most the configured time.
+    fn begin_opening(&self) -> Opening {
         let newest = Arc::clone(&self.follower.snapshot().manifest);
-        Opening::begin(&self.ssts, (newest, self.seen), self.tree.clone(), limit)
+        let tree = Arc::new(OpenTree::new(&self.ssts, newest, self.tree.as_deref()));
+        Opening::begin(tree, self.seen, self.tree.clone(), self.config.warm_timeout.0)
     }
 
-    /// Opens the newest tree, waits for it and shows it: what is open does not fit. Only the first
-    /// one is warmed before that.
-    async fn open_now(&mut self) -> Result<()> {
-        let limit = self.config.warm_timeout.0;
-        let previous = self.tree.clone();
+    /// Opens the newest tree and shows it: what is open does not fit. Only the first tree is warmed
+    /// before it is shown.
+    async fn open_now(&mut self) {
         let is_on_its_way =
-            self.opening.as_ref().is_some_and(|opening| self.fits(&opening.manifest));
-        if previous.is_some() {
-            self.opening = Some(self.begin_opening(Duration::ZERO));
-        } else if !is_on_its_way {
-            self.opening = Some(self.begin_opening(limit));
+            self.opening.as_ref().is_some_and(|opening| self.fits(&opening.tree.manifest));
+        if self.tree.is_some() {
+            let opening = self.begin_opening();
+            self.accept(Arc::clone(&opening.tree), self.seen);
+            self.opening = Some(opening);
+            return;
         }
-        let opened = ended(self.opening.as_mut()).await;
-        self.take(opened)?;
-        if let (Some(tree), Some(_)) = (self.fitting(), &previous) {
-            let warming = Opening::warming(Arc::clone(tree), self.seen, previous, limit);
-            self.opening = Some(warming);
+        if !is_on_its_way {
+            self.opening = Some(self.begin_opening());
         }
-        Ok(())
+        let tree = ended(self.opening.as_mut()).await;
+        self.take(tree);
     }
 
     /// Begins to open the newest tree if it is not the one that is open and none is on its way.
@@ -295,43 +283,28 @@ impl Tail {
             return;
         }
         match &mut self.opening {
-            Some(opening) if opening.manifest.id == newest => opening.look = self.seen,
-            Some(opening) if opening.manifest.flushed_seq >= self.follower.covers_from() => {}
-            Some(_) | None => self.opening = Some(self.begin_opening(self.config.warm_timeout.0)),
+            Some(opening) if opening.tree.manifest.id == newest => opening.look = self.seen,
+            Some(opening) if opening.tree.manifest.flushed_seq >= self.follower.covers_from() => {}
+            Some(_) | None => self.opening = Some(self.begin_opening()),
         }
     }
 
-    /// Takes what became of the opening: its tree is shown if it is newer and fits.
-    fn take(&mut self, opened: Result<Arc<OpenTree>>) -> Result<()> {
-        let Some(Opening { manifest, look, .. }) = self.opening.take() else { return Ok(()) };
-        match opened {
-            Ok(tree) => {
-                let is_newer = self
-                    .tree
-                    .as_ref()
-                    .is_none_or(|shown| shown.manifest.id.version < manifest.id.version);
-                if is_newer && self.fits(&manifest) {
-                    self.follower.forget_flushed(manifest.flushed_seq);
-                    (self.tree, self.missing) = (Some(tree), None);
-                    self.show();
-                    self.sights.end(look);
-                }
-                Ok(())
-            }
-            Err(Error::NotFound(object)) if self.missing != Some(manifest.id) => {
-                // Two worlds: the manifest was replaced and its run collected; or it is damaged.
-                // The next look reads CURRENT and tells them apart.
-                tracing::info!(%object, "a run is gone; looking for a newer manifest");
-                self.missing = Some(manifest.id);
-                self.sights.wake();
-                Ok(())
-            }
-            Err(Error::NotFound(object)) => {
-                let id = manifest.id;
-                let cause = format!("manifest {id} names it and it is not there: {REMEDY}");
-                Err(Error::corrupt(object, cause))
-            }
-            Err(error) => Err(error),
+    /// Takes the tree whose opening ended.
+    fn take(&mut self, tree: Arc<OpenTree>) {
+        if let Some(Opening { look, .. }) = self.opening.take() {
+            self.accept(tree, look);
+        }
+    }
+
+    /// Shows the tree if it is newer than the one that is open and fits.
+    fn accept(&mut self, tree: Arc<OpenTree>, look: u64) {
+        let version = tree.manifest.id.version;
+        let is_newer = self.tree.as_ref().is_none_or(|open| open.manifest.id.version < version);
+        if is_newer && self.fits(&tree.manifest) {
+            self.follower.forget_flushed(tree.manifest.flushed_seq);
+            self.tree = Some(tree);
+            self.show();
+            self.sights.end(look);
         }
     }
 

@@ -14,23 +14,34 @@ const TOGETHER: usize = 8;
 /// comes when it is asked for.
 const SSTS_MAX: usize = 256;
 
-/// Loads the metadata of the SSTs that `next` has and `shown` has not, for at most `limit`.
+/// Reads the runs of `next`, then loads the metadata of the SSTs that it has and `shown` has not,
+/// for at most `limit`.
 ///
-/// Costs one GET for each. Failures are left to the reads that meet them.
+/// Costs one GET for each run and each SST. Failures are left to the reads that meet them.
 pub(crate) async fn warm(next: &OpenTree, shown: Option<&OpenTree>, limit: Duration) {
     if limit.is_zero() {
         return;
     }
+    let whole = async {
+        if let Err(error) = next.load_runs().await {
+            tracing::debug!(%error, "a run was not warmed");
+        }
+        load_metadata(next, shown).await;
+    };
+    if tokio::time::timeout(limit, whole).await.is_err() {
+        tracing::debug!("a tree is shown before it is warm");
+    }
+}
+
+async fn load_metadata(next: &OpenTree, shown: Option<&OpenTree>) {
     let known: HashSet<u64> =
         shown.iter().flat_map(|tree| tree.handles()).map(|handle| handle.number()).collect();
     let new = next.handles().filter(|handle| !known.contains(&handle.number()));
     let new: Vec<_> = new.take(SSTS_MAX).map(Arc::clone).collect();
-    let load = stream::iter(&new).for_each_concurrent(TOGETHER, async |handle| {
-        if let Err(error) = next.ssts.meta(handle).await {
+    let load = stream::iter(new).for_each_concurrent(TOGETHER, async |handle| {
+        if let Err(error) = next.ssts.meta(&handle).await {
             tracing::debug!(%error, "an SST was not warmed");
         }
     });
-    if tokio::time::timeout(limit, load).await.is_err() {
-        tracing::debug!(ssts = new.len(), "a tree is shown before it is warm");
-    }
+    load.await;
 }

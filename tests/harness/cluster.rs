@@ -132,6 +132,17 @@ impl Cluster {
         Some(Current::parse(&bytes).expect("CURRENT is whole"))
     }
 
+    /// The tree that CURRENT names.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn tree(&self) -> Manifest {
+        let current = self.current().expect("a database");
+        let path = self.root().join(Object::Manifest(current.manifest).path());
+        let bytes = fs::read(path).expect("the manifest is there");
+        Manifest::parse(&bytes, &current.manifest_digest).expect("a manifest")
+    }
+
     /// SSTs of the role's present epoch that exist, in whole or in part, and that the tree does
     /// not name: what is being made right now. `None` where the bucket changes meanwhile.
     pub fn in_progress(&self, role: Role) -> Option<BTreeSet<OutputId>> {

@@ -90,7 +90,12 @@ impl Forest {
         for part in cut(entries, ssts) {
             infos.push(self.sst(Role::Compactor, part).await);
         }
-        let run = Run::new(self.database, self.output(Role::Compactor), infos);
+        self.run_of(infos).await
+    }
+
+    /// Stores a run of these SSTs.
+    pub async fn run_of(&self, ssts: Vec<SstInfo>) -> RunInfo {
+        let run = Run::new(self.database, self.output(Role::Compactor), ssts);
         let (bytes, digest) = run.encode();
         let object_bytes = u64::try_from(bytes.len()).expect("a small run");
         let stored = self.bucket.put(&Object::Run(run.id), bytes).await;

@@ -65,7 +65,8 @@ impl Warm {
 
         let ssts = forest.ssts(1 << 30, 1 << 30);
         let manifest = forest.manifest(l0, runs, flushed);
-        let tree = OpenTree::open(&ssts, manifest, None).await.expect("a sound tree");
+        let tree = OpenTree::new(&ssts, manifest, None);
+        tree.load_runs().await.expect("sound runs");
         for sst in tree.handles() {
             let meta = ssts.meta(sst).await.expect("sound metadata");
             let blocks = ssts.blocks(sst, &meta, 0..meta.block_count()).await;

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 
 mod conformance;
+mod damage;
 mod deploy;
 mod instructions;
 mod manifests;

@@ -441,9 +441,8 @@ impl Database {
 
     async fn read_at_seq(&mut self) {
         let (snapshot, log) = self.read_bucket().await;
-        let opened =
-            OpenTree::open(&self.reader, Arc::clone(&snapshot.manifest), self.reader_tree.as_ref());
-        let tree = self.sound(opened.await);
+        let previous = self.reader_tree.as_ref();
+        let tree = OpenTree::new(&self.reader, Arc::clone(&snapshot.manifest), previous);
         let flushed = snapshot.manifest.flushed_seq;
         let last = log.last_seq().unwrap_or(flushed).max(self.durable);
         let seq = Seq(self.rng.random_range(flushed.0..=last.0));

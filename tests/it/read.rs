@@ -126,7 +126,7 @@ async fn plant(rng: &mut StdRng, caches: (usize, u64)) -> Planted {
     }
     let manifest = forest.manifest(l0, runs, flushed);
     let ssts = forest.ssts(caches.0, caches.1);
-    let tree = Arc::new(OpenTree::open(&ssts, manifest, None).await.unwrap());
+    let tree = Arc::new(OpenTree::new(&ssts, manifest, None));
     let last = batches.last().map_or(Seq::ZERO, |batch| batch.seq);
     let seq = Seq(rng.random_range(flushed.0..=last.0));
     Planted { view: View::new(memtables, tree, seq), batches, now_ms }
@@ -233,7 +233,8 @@ impl Orchard {
     }
 
     async fn view(&self, ssts: &Arc<SstStore>) -> View {
-        let tree = OpenTree::open(ssts, Arc::clone(&self.manifest), None).await.unwrap();
+        let tree = OpenTree::new(ssts, Arc::clone(&self.manifest), None);
+        tree.load_runs().await.unwrap();
         View::new(Vec::new(), Arc::new(tree), Seq(1))
     }
 }
@@ -268,10 +269,38 @@ async fn first_touch_costs_two_gets_and_the_next_costs_none() {
     assert_eq!(gets(ssts.bucket()), 2);
 
     // The tree of the next manifest uses the same handles.
-    let next = OpenTree::open(&ssts, Arc::clone(&orchard.manifest), Some(&view.tree)).await;
-    let next = View::new(Vec::new(), Arc::new(next.unwrap()), Seq(1));
+    let next = OpenTree::new(&ssts, Arc::clone(&orchard.manifest), Some(&view.tree));
+    let next = View::new(Vec::new(), Arc::new(next), Seq(1));
     assert!(next.get(&numbered(7), 0).await.unwrap().is_some());
     assert_eq!(gets(ssts.bucket()), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn moved_sst_keeps_its_metadata() {
+    let orchard = Orchard::plant().await;
+    let forest = &orchard.forest;
+    let l0 = forest.sst(Role::Writer, &[orchard_entry(ORCHARD_KEYS)]).await;
+    let of_l0 = numbered(ORCHARD_KEYS);
+    let before = forest.manifest(vec![l0.clone()], orchard.manifest.runs.clone(), Seq(1));
+    let ssts = forest.ssts(1 << 20, 1 << 20);
+    let tree = Arc::new(OpenTree::new(&ssts, before, None));
+    let view = View::new(Vec::new(), Arc::clone(&tree), Seq(1));
+    for key in [&numbered(7), &of_l0] {
+        assert!(view.get(key, 0).await.unwrap().is_some());
+    }
+    assert_eq!(gets(ssts.bucket()), 4, "metadata and one block of each");
+    // A compaction moves both into one run; nobody holds the old tree when that run is read.
+    let mut moved = vec![tree.runs[0].ssts().unwrap()[0].info().clone()];
+    moved.push(l0);
+    let run = forest.run_of(moved).await;
+    let next =
+        Arc::new(OpenTree::new(&ssts, forest.manifest(vec![], vec![run], Seq(1)), Some(&tree)));
+    drop((view, tree));
+    let view = View::new(Vec::new(), next, Seq(1));
+    for key in [&numbered(7), &of_l0] {
+        assert!(view.get(key, 0).await.unwrap().is_some());
+    }
+    assert_eq!(gets(ssts.bucket()), 4, "none again");
 }
 
 #[tokio::test(start_paused = true)]
@@ -313,15 +342,15 @@ async fn candidates_of_all_sources_are_fetched_together() {
     }
     let manifest = forest.manifest(l0, orchard.manifest.runs.clone(), Seq(7));
     let ssts = forest.ssts(1 << 20, 1 << 20);
-    let tree = Arc::new(OpenTree::open(&ssts, manifest, None).await.unwrap());
+    let tree = Arc::new(OpenTree::new(&ssts, manifest, None));
     let view = View::new(Vec::new(), tree, Seq(7));
     let began = orchard.env.clock.boot();
     let found = view.get(&numbered(7), 0).await.unwrap().unwrap();
     assert!(found.value.ends_with(b"234567") && found.seq == Seq(7));
     assert_eq!(
         orchard.env.clock.boot(),
-        began + 2 * LATENCY,
-        "one wait for metadata, one for blocks"
+        began + 3 * LATENCY,
+        "one wait for the objects of runs, one for metadata, one for blocks"
     );
     assert_eq!(gets(ssts.bucket()), 14);
 }
@@ -371,14 +400,16 @@ async fn metadata_stays_within_its_budget_and_what_is_read_stays() {
     let run = forest.run(&entries, 20).await;
     let manifest = forest.manifest(Vec::new(), vec![run], Seq(1));
     let generous = forest.ssts(0, 1 << 30);
-    let tree = OpenTree::open(&generous, Arc::clone(&manifest), None).await.unwrap();
+    let tree = OpenTree::new(&generous, Arc::clone(&manifest), None);
+    tree.load_runs().await.unwrap();
     for sst in tree.handles() {
         generous.meta(sst).await.unwrap();
     }
     let all = generous.meta_bytes();
 
     let ssts = forest.ssts(0, all / 2);
-    let tree = OpenTree::open(&ssts, manifest, None).await.unwrap();
+    let tree = OpenTree::new(&ssts, manifest, None);
+    tree.load_runs().await.unwrap();
     let handles: Vec<_> = tree.handles().cloned().collect();
     let at_hand = || handles.iter().filter(|sst| sst.with_meta(|_| ()).is_some()).count();
     for sst in &handles[..8] {
@@ -402,7 +433,7 @@ async fn metadata_stays_within_its_budget_and_what_is_read_stays() {
     }
     assert!(ssts.meta_bytes() <= all / 2 && at_hand() < 12);
     drop((tree, handles));
-    let sst = ssts.handle(forest.sst(Role::Writer, &[orchard_entry(1)]).await);
+    let sst = ssts.handle(&forest.sst(Role::Writer, &[orchard_entry(1)]).await);
     ssts.meta(&sst).await.unwrap();
     assert!(ssts.meta_bytes() < all / 10, "handles that are gone take their share with them");
 }
@@ -412,7 +443,7 @@ async fn a_missing_object_is_an_error_that_names_it() {
     let orchard = Orchard::plant().await;
     let ssts = orchard.forest.ssts(0, 1 << 20);
     let view = orchard.view(&ssts).await;
-    let sst = Object::Sst(view.tree.runs[0].ssts[0].info().id);
+    let sst = Object::Sst(view.tree.runs[0].ssts().unwrap()[0].info().id);
     // First with nothing at hand, then with the metadata at hand and no block.
     for warm in [false, true] {
         let view = orchard.view(&ssts).await;
@@ -431,9 +462,10 @@ async fn a_missing_object_is_an_error_that_names_it() {
         orchard.forest.bucket().put(&sst, bytes).await.unwrap();
         assert!(view.get(&numbered(300), 0).await.unwrap().is_some(), "errors are not kept");
     }
-    let run = Object::Run(view.tree.runs[0].info.id);
+    let run = Object::Run(view.tree.runs[0].info().id);
     orchard.forest.bucket().delete(&[run]).await.unwrap();
-    let opened = OpenTree::open(&ssts, Arc::clone(&orchard.manifest), None).await;
+    let ssts = orchard.forest.ssts(0, 1 << 20);
+    let opened = OpenTree::new(&ssts, Arc::clone(&orchard.manifest), None).load_runs().await;
     assert!(matches!(opened, Err(Error::NotFound(name)) if name == run.path()));
 }
 
@@ -445,7 +477,7 @@ async fn a_flipped_bit_is_an_error_that_names_its_object() {
     let ssts = forest.ssts(0, 1 << 20);
     let whole = orchard.view(&ssts).await;
     let expected = collect(&whole, &KeyRange::all(), Direction::Forward, 0).await.unwrap();
-    let sst = Object::Sst(whole.tree.runs[0].ssts[0].info().id);
+    let sst = Object::Sst(whole.tree.runs[0].ssts().unwrap()[0].info().id);
     let sound = forest.bucket().get(&sst).await.unwrap();
     let mut rng = StdRng::seed_from_u64(11);
     let mut detected = 0;

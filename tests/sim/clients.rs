@@ -9,6 +9,7 @@ use cairn_common::Error;
 use cairn_common::http::conditions::Conditions;
 use cairn_common::http::request::Deadline;
 use cairn_common::lsm::visible::write_time_ms;
+use cairn_common::read::restart::Restart;
 use cairn_common::read::view::View;
 use cairn_common::types::{Direction, KeyRange, MergeOp, Op, Payload, Seq};
 use cairn_writer::condition::Condition;
@@ -221,6 +222,7 @@ impl Client {
         F: Fn(Arc<View>, u64) -> R,
         R: Future<Output = Result<T, Error>>,
     {
+        let mut restart = Restart::default();
         loop {
             let view = writer.durable_view().await?;
             if self.world.draw(|rng| rng.random_bool(0.05)) {
@@ -230,12 +232,13 @@ impl Client {
             let now_ms = writer.env.clock.wall_ms();
             match look(Arc::clone(&view), now_ms).await {
                 Ok(found) => return Ok(((view.seq, now_ms), found)),
-                Err(Error::NotFound(_)) => {
+                Err(error @ Error::NotFound(_)) => {
+                    restart.judge(&view, error)?;
                     let version = view.tree.manifest.id.version;
                     let (auditor, events) = (&self.world.auditor, &self.world.events);
                     auditor.check_missing(version, "the writer", events).await;
                     events.count("writer refreshes after a vanished object");
-                    writer.newer_tree(&view).await?;
+                    writer.reload().await?;
                 }
                 Err(error) => return Err(error),
             }

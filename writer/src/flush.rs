@@ -1,13 +1,16 @@
 //! Flushing: one frozen memtable becomes one SST in L0, and `replay_from` moves past its data.
 //!
 //! **Invariants** (PROTOCOL W4)
-//! - Only proven data is flushed, oldest memtable first: B is never published before A.
+//! - Only proven data is flushed. Several memtables are built and uploaded at once, and committed
+//!   oldest first: B is never published before A.
 //! - The SST's name carries the epoch under which it is committed.
 //! - A flush is in iff the epoch is ours and `replay_from` has reached its end; never judged by the
 //!   SST's name, which a compaction may already have dropped.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use cairn_common::env::Env;
@@ -20,13 +23,19 @@ use cairn_common::format::sst::{SstBuilder, SstOptions};
 use cairn_common::store::manifest::{Manifests, Snapshot};
 use cairn_common::store::object::Bucket;
 use cairn_common::store::sst::SstStore;
-use cairn_common::types::{Epoch, Role};
+use cairn_common::types::{DatabaseId, Epoch, Role};
+use futures::future::{Fuse, FusedFuture, FutureExt};
+use futures::stream::{FuturesOrdered, StreamExt};
 use tokio_util::sync::CancellationToken;
 
 use crate::commit::Position;
 use crate::front::Frozen;
 use crate::lease;
 use crate::service::Writer;
+
+/// Memtables that are built and uploaded at a time: one slow upload does not hold the others, and
+/// the bytes of so many SSTs are in memory.
+const FLUSHES_TOGETHER: usize = 3;
 
 /// Makes L0.
 #[derive(Clone, Debug)]
@@ -50,9 +59,20 @@ impl Flusher {
     /// # Errors
     /// `Fenced`.
     pub async fn flush(&self, known: Snapshot, epoch: Epoch, frozen: &Frozen) -> Result<Snapshot> {
-        let database = known.current.database;
-        let id = OutputId { role: Role::Writer, epoch, uuid: self.env.random.uuid() };
         let time_ms = frozen.time_ms.max(known.manifest.time_ms);
+        let flush = self.upload(known.current.database, epoch, frozen, time_ms).await?;
+        self.manifests.commit(known, &Edit::Flush(flush)).await
+    }
+
+    /// Builds the SST of one memtable and puts it into the bucket. What is left is to commit it.
+    async fn upload(
+        &self,
+        database: DatabaseId,
+        epoch: Epoch,
+        frozen: &Frozen,
+        time_ms: u64,
+    ) -> Result<Flush> {
+        let id = OutputId { role: Role::Writer, epoch, uuid: self.env.random.uuid() };
         let (memtable, options) = (Arc::clone(&frozen.memtable), self.options);
         let build = move || {
             let mut builder = SstBuilder::new(database, id, options);
@@ -70,14 +90,8 @@ impl Flusher {
         let sst = SstInfo { wal: Some(wal), ..info };
         tracing::info!(sst = %id, bytes = sst.bytes, entries = sst.entries, "flushing to L0");
         self.put(&Object::Sst(id), bytes).await?;
-        let edit = Edit::Flush(Flush {
-            epoch,
-            sst: Some(sst),
-            replay_from: wal.to,
-            flushed_seq: frozen.last_seq,
-            time_ms,
-        });
-        self.manifests.commit(known, &edit).await
+        let (replay_from, flushed_seq) = (wal.to, frozen.last_seq);
+        Ok(Flush { epoch, sst: Some(sst), replay_from, flushed_seq, time_ms })
     }
 
     /// Commits that replay begins at `next`, behind fences that hold no data. One commit.
@@ -115,18 +129,20 @@ impl Flusher {
     }
 }
 
-/// Flushes memtables as they are frozen and proven, until `stop` is cancelled between two. First of
-/// all, replay moves to `bare`, if nothing but fences is before it.
+/// Flushes memtables as they are frozen and proven, until `stop` is cancelled and none is left.
+/// First of all, replay moves to `bare`, if nothing but fences is before it. Needs no object of the
+/// compactor's.
 ///
 /// # Errors
 /// `Fenced`, and what damages the tree.
 pub async fn run(
     flusher: &Flusher,
-    Writer { front, lease, env, counters, .. }: &Writer,
+    writer: &Writer,
     ssts: &Arc<SstStore>,
     bare: Option<Position>,
     stop: CancellationToken,
 ) -> Result<()> {
+    let Writer { front, lease, .. } = writer;
     if let Some(next) = bare {
         let known = lease.snapshot().await;
         tokio::select! {
@@ -136,30 +152,64 @@ pub async fn run(
             passed = flusher.pass_fences(known, lease.epoch(), next) => lease.note(passed?).await,
         }
     }
+    let mut uploads = FuturesOrdered::new();
+    let mut uploaded = VecDeque::new();
+    let mut committing = Fuse::terminated();
+    let known = lease.snapshot().await;
+    let (mut begun, mut time_ms) = (known.manifest.flushed_seq, known.manifest.time_ms);
     loop {
-        while let Some(frozen) = front.next_to_flush() {
-            let began = env.clock.boot();
-            let known = lease.snapshot().await;
-            let snapshot = flusher.flush(known, lease.epoch(), &frozen).await?;
-            lease.note(snapshot).await;
-            let mut pause = lease::pause("cannot open the flushed tree");
-            while front.tree().manifest.flushed_seq < frozen.last_seq {
-                match lease::show_tree(lease, front, ssts).await {
-                    Ok(()) => {}
-                    Err(
-                        error @ (Error::NotFound(_)
-                        | Error::Unavailable(_)
-                        | Error::Indeterminate(_)),
-                    ) => pause.wait(env, &error).await,
-                    Err(error) => return Err(error),
-                }
-            }
-            counters.flushed(env.clock.boot().saturating_sub(began));
+        if committing.is_terminated()
+            && let Some(next) = uploaded.pop_front()
+        {
+            committing = commit(flusher, writer, ssts, next).boxed().fuse();
         }
+        let in_progress = uploads.len() + uploaded.len();
+        if in_progress < FLUSHES_TOGETHER
+            && let Some(frozen) = front.next_to_flush(begun)
+        {
+            begun = frozen.last_seq;
+            // What is flushed later was frozen later, whatever the clock said.
+            time_ms = frozen.time_ms.max(time_ms);
+            uploads.push_back(upload(flusher, writer, frozen, time_ms));
+            continue;
+        }
+        let is_idle = uploads.is_empty() && committing.is_terminated();
         tokio::select! {
             biased;
-            () = stop.cancelled() => return Ok(()),
+            committed = &mut committing, if !committing.is_terminated() => committed?,
+            Some(done) = uploads.next() => uploaded.push_back(done?),
+            () = stop.cancelled(), if is_idle => return Ok(()),
             () = front.flushable() => {}
         }
     }
+}
+
+/// A flush that is to be committed, and when it began.
+type Uploaded = (Flush, Duration);
+
+async fn upload(
+    flusher: &Flusher,
+    Writer { lease, env, .. }: &Writer,
+    frozen: Frozen,
+    time_ms: u64,
+) -> Result<Uploaded> {
+    let began = env.clock.boot();
+    let database = lease.snapshot().await.current.database;
+    let flush = flusher.upload(database, lease.epoch(), &frozen, time_ms).await?;
+    Ok((flush, began))
+}
+
+/// Commits a flush and shows its tree.
+async fn commit(
+    flusher: &Flusher,
+    Writer { front, lease, env, counters, .. }: &Writer,
+    ssts: &Arc<SstStore>,
+    (flush, began): Uploaded,
+) -> Result<()> {
+    let known = lease.snapshot().await;
+    let snapshot = flusher.manifests.commit(known, &Edit::Flush(flush)).await?;
+    lease.note(snapshot).await;
+    lease::show_tree(lease, front, ssts).await;
+    counters.flushed(env.clock.boot().saturating_sub(began));
+    Ok(())
 }

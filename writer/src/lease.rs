@@ -9,6 +9,7 @@
 //!   an older epoch or version, somebody has damaged or restored the bucket: the writer ends with
 //!   `Corrupt`, and acknowledges nothing from then on.
 
+use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -254,14 +255,15 @@ impl Lease {
     }
 }
 
-/// Renews the lease at half its length, for ever, and shows each new tree at the front.
+/// Renews the lease at half its length, for ever, and shows each new tree at the front. Between two
+/// renewals it reads the runs that the tree has and nobody has read yet.
 ///
 /// Renewing does not wait for a tree to be opened. Lowers the lease in CURRENT once the hold is
 /// over, if it is longer than ours.
 ///
 /// # Errors
-/// `Fenced`, and what damages the database. An unavailable store is not an error here: reads wait
-/// for it, writes go on.
+/// `Fenced`, and what damages CURRENT or its manifest. An unavailable store is not an error here:
+/// reads wait for it, writes go on. Nor is damage of a run: reads that need it fail.
 pub async fn keep(lease: &Lease, front: &Front, ssts: &Arc<SstStore>) -> Result<()> {
     let news = Notify::new();
     let renewing = async {
@@ -277,15 +279,27 @@ pub async fn keep(lease: &Lease, front: &Front, ssts: &Arc<SstStore>) -> Result<
     };
     let showing = async {
         loop {
-            news.notified().await;
-            pass(show(&lease.snapshot().await, front, ssts).await)?;
+            let tree = front.tree();
+            tokio::select! {
+                () = news.notified() => {}
+                _never = warm(&tree) => {}
+            }
+            show(&lease.snapshot().await, front, ssts);
         }
     };
     tokio::select! {
         biased;
         ended = renewing => ended,
-        ended = showing => ended,
+        never = showing => never,
     }
+}
+
+/// Reads the runs of a tree, ahead of the reads that need them; waits for ever once that is done.
+async fn warm(tree: &OpenTree) -> Infallible {
+    if let Err(error) = tree.load_runs().await {
+        tracing::debug!(%error, "a run was not read ahead of the reads that need it");
+    }
+    std::future::pending().await
 }
 
 /// Lets what may pass be tried again at the next turn.
@@ -304,30 +318,23 @@ fn pass(settled: Result<()>) -> Result<()> {
 /// Renews the lease once, and shows the tree where it is a new one.
 ///
 /// # Errors
-/// `Fenced`, and what damages the tree.
+/// `Fenced`, and what damages CURRENT or its manifest.
 pub async fn follow_tree(lease: &Lease, front: &Front, ssts: &Arc<SstStore>) -> Result<()> {
-    let snapshot = lease.renew().await?;
-    show(&snapshot, front, ssts).await
+    show(&lease.renew().await?, front, ssts);
+    Ok(())
 }
 
-/// Shows the newest known tree; where an object of it is gone, reads CURRENT for a newer one.
-///
-/// # Errors
-/// `Fenced`, and what damages the tree.
-pub async fn show_tree(lease: &Lease, front: &Front, ssts: &Arc<SstStore>) -> Result<()> {
-    match show(&lease.snapshot().await, front, ssts).await {
-        Err(Error::NotFound(_)) => follow_tree(lease, front, ssts).await,
-        settled => settled,
-    }
+/// Shows the newest known tree. Asks nothing of the store.
+pub async fn show_tree(lease: &Lease, front: &Front, ssts: &Arc<SstStore>) {
+    show(&lease.snapshot().await, front, ssts);
 }
 
-async fn show(snapshot: &Snapshot, front: &Front, ssts: &Arc<SstStore>) -> Result<()> {
+fn show(snapshot: &Snapshot, front: &Front, ssts: &Arc<SstStore>) {
     let shown = front.tree();
     if snapshot.manifest.id.version > shown.manifest.id.version {
-        let opened = OpenTree::open(ssts, Arc::clone(&snapshot.manifest), Some(&shown)).await?;
+        let opened = OpenTree::new(ssts, Arc::clone(&snapshot.manifest), Some(&shown));
         front.install(Arc::new(opened));
     }
-    Ok(())
 }
 
 fn nanos(time: Duration) -> u64 {

@@ -278,7 +278,7 @@ impl Views for WriterNode {
 
     async fn reload(&self) -> Result<()> {
         match self.now().writer() {
-            Some(writer) => writer.newer_tree(&writer.front.view()).await,
+            Some(writer) => writer.reload().await,
             None => Ok(()),
         }
     }

@@ -141,10 +141,10 @@ pub async fn take_over(takeover: &Takeover, claim: &Claim, head: HeadStart) -> R
     };
     let claiming = takeover.manifests.claim_over(snapshot, claim);
     let (claimed, mut ahead) = futures::join!(claiming, ahead);
-    let mut claimed = claimed?;
+    let claimed = claimed?;
     ahead.advance(claimed.snapshot.current.replay_from);
     tracing::info!(epoch = %claimed.epoch, "claimed the writer's epoch");
-    let tree = takeover.open_tree(&mut claimed.snapshot).await?;
+    let tree = takeover.open_tree(&claimed.snapshot, None);
     let identity = Identity {
         database: claimed.snapshot.current.database,
         epoch: claimed.epoch,
@@ -226,30 +226,9 @@ pub struct Takeover {
 }
 
 impl Takeover {
-    /// Opens the tree of `snapshot`, or of what replaced it where an object of it is gone: only the
-    /// compactor can have replaced it, and that changes no read.
-    async fn open_tree(&self, snapshot: &mut Snapshot) -> Result<Arc<OpenTree>> {
-        let mut pause = lease::pause("cannot open the tree");
-        loop {
-            let manifest = Arc::clone(&snapshot.manifest);
-            let gone = match OpenTree::open(&self.ssts, manifest, None).await {
-                Ok(tree) => return Ok(Arc::new(tree)),
-                Err(error) if is_passing(&error) => {
-                    pause.wait(&self.env, &error).await;
-                    continue;
-                }
-                Err(gone @ Error::NotFound(_)) => gone,
-                Err(error) => return Err(error),
-            };
-            let read = || self.manifests.refresh(snapshot);
-            match retry(&self.env, "cannot read CURRENT", read).await? {
-                Some(changed) if changed.manifest.id != snapshot.manifest.id => *snapshot = changed,
-                _ => {
-                    let cause = format!("the manifest names it: {REMEDY}");
-                    return Err(Error::corrupt(gone.to_string(), cause));
-                }
-            }
-        }
+    /// The tree of `snapshot`; needs no object of it.
+    fn open_tree(&self, snapshot: &Snapshot, previous: Option<&OpenTree>) -> Arc<OpenTree> {
+        Arc::new(OpenTree::new(&self.ssts, Arc::clone(&snapshot.manifest), previous))
     }
 }
 
@@ -405,7 +384,7 @@ impl<'a> Walk<'a> {
         let frozen = Frozen { memtable, wal, last_seq: self.last_seq, time_ms };
         let known = self.snapshot.clone();
         self.snapshot = self.takeover.flusher.flush(known, self.identity.epoch, &frozen).await?;
-        self.tree = self.takeover.open_tree(&mut self.snapshot).await?;
+        self.tree = self.takeover.open_tree(&self.snapshot, Some(&self.tree));
         self.from = self.position;
         self.wal_objects = 0;
         Ok(())

@@ -13,11 +13,11 @@
 //!   promises ends with its lease.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use cairn_common::env::Env;
 use cairn_common::error::Error;
 use cairn_common::faults::planted;
+use cairn_common::read::restart::Restart;
 use cairn_common::read::view::View;
 use cairn_common::types::{Op, Seq};
 use tokio::time::Instant;
@@ -25,7 +25,7 @@ use tokio::time::Instant;
 use crate::condition::Condition;
 use crate::config::FrontLimits;
 use crate::front::{End, Front, Known, Outcome, Progress, Refusal, Ticket};
-use crate::lease::Lease;
+use crate::lease::{self, Lease};
 use crate::metrics::Counters;
 use crate::pressure::{Pressure, pressure};
 
@@ -201,6 +201,7 @@ impl Writer {
 
     async fn read<'a>(&self, condition: &'a Condition) -> Result<Known<'a>, Error> {
         let now_ms = self.env.clock.wall_ms();
+        let mut restart = Restart::default();
         loop {
             let view = self.front.memory_view();
             match view.get(&condition.key, now_ms).await {
@@ -208,30 +209,20 @@ impl Writer {
                     let etag = found.map(|found| found.seq);
                     return Ok(Known { condition, etag, seq: view.seq, now_ms });
                 }
-                // An object of this view is gone: wait for the tree that replaced it.
-                Err(Error::NotFound(_)) => self.newer_tree(&view).await?,
-                Err(error) => return Err(error),
+                Err(error) => restart.judge(&view, error)?,
             }
+            self.reload().await?;
         }
     }
 
-    /// Waits until views show another tree than `view` does; the lease's poll brings it.
+    /// Reads CURRENT; from then on views show the tree that it named, or a newer one. One
+    /// conditional GET.
     ///
     /// # Errors
-    /// `NotFound` where none comes: an object that CURRENT's manifest names is missing.
-    pub async fn newer_tree(&self, view: &View) -> Result<(), Error> {
-        let version = view.tree.manifest.id.version;
-        let mut waited = Duration::ZERO;
-        let pause = self.lease.duration() / 8;
-        while self.front.tree().manifest.id.version == version {
-            if waited >= self.lease.duration() {
-                let what = format!("an object that manifest {version} names");
-                return Err(Error::NotFound(what));
-            }
-            tokio::time::sleep(pause).await;
-            waited += pause;
-        }
-        Ok(())
+    /// `Fenced`, `Unavailable`, `Indeterminate`, `Corrupt`.
+    pub async fn reload(&self) -> Result<(), Error> {
+        let ssts = Arc::clone(&self.front.tree().ssts);
+        lease::follow_tree(&self.lease, &self.front, &ssts).await
     }
 
     /// A view of everything that was acknowledged before the call, and of nothing that is not

@@ -168,7 +168,7 @@ pub(crate) async fn sst(args: SstArgs) -> Outcome {
     let database = Database::open(&args.place).await?;
     let infos = database.sst_infos().await?;
     let info = pick(&args.id, &infos, |sst| sst.id.to_string(), "SST")?;
-    let handle = database.ssts.handle(info.clone());
+    let handle = database.ssts.handle(info);
     let meta = database.ssts.meta(&handle).await?;
     let mut out = stdout();
     writeln!(out, "SST {}", info.id)?;

@@ -227,8 +227,8 @@ impl From<Error> for Problem {
             Error::Invalid(_) => Code::InvalidArgument,
             Error::Fenced { .. } => Code::Fenced,
             Error::Closed => Code::Standby,
-            // A missing object is never "not found" to a client: the view is behind, or the
-            // bucket was tampered with; both ask for another try.
+            // A missing object is never "not found" to a client: the view is behind, which asks for
+            // another try. What is missing from the newest tree is `Corrupt`.
             Error::NotFound(_)
             | Error::Conflict(_)
             | Error::Unavailable(_)
@@ -237,7 +237,8 @@ impl From<Error> for Problem {
             Error::Corrupt(_) => Code::Corrupt,
         };
         if code == Code::Corrupt {
-            tracing::error!(%error, "stored bytes are not what was written");
+            // The damage registry logs each object once, as an error.
+            tracing::debug!(%error, "stored bytes are not what was written");
         }
         Self::new(code, error.to_string())
     }

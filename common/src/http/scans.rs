@@ -102,7 +102,7 @@ pub(super) async fn scan<V: Views>(
                 answerable.headers().put(response.headers_mut());
                 return Ok(response);
             }
-            Err(why) => attempt.restart(&*views, why).await?,
+            Err(why) => attempt.restart(&*views, &answerable.view, why).await?,
         }
     }
 }

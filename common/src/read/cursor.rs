@@ -13,12 +13,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::view::OpenRun;
 use crate::error::Result;
 use crate::format::block::{Block, BlockCursor};
 use crate::format::sst::SstMeta;
 use crate::lsm::merge::{Cursor, Head};
-use crate::store::sst::{SstHandle, SstStore};
+use crate::store::sst::{RunHandle, SstHandle, SstStore};
 use crate::types::{Direction, KeyRange, Seq};
 
 /// How many blocks one fetch brings: it doubles from fetch to fetch, between these bounds.
@@ -53,15 +52,15 @@ pub struct Course {
 pub enum Ssts {
     /// One of L0.
     One(Arc<SstHandle>),
-    /// Those of a run.
-    Run(Arc<OpenRun>),
+    /// Those of a run whose object was read.
+    Run(Arc<RunHandle>),
 }
 
 impl Ssts {
     fn as_slice(&self) -> &[Arc<SstHandle>] {
         match self {
             Self::One(sst) => std::slice::from_ref(sst),
-            Self::Run(run) => &run.ssts,
+            Self::Run(run) => run.ssts().unwrap_or_default(),
         }
     }
 }

@@ -5,7 +5,11 @@
 //! not at hand. The first value or tombstone ends the walk; operands go on to their base. At the
 //! first source that is not at hand the walk turns into a collection of what the sources from there
 //! on need; all of it is fetched together, and the walk begins anew, with what was fetched in hand.
-//! So a cold get waits once for metadata and once for blocks.
+//! So a cold get waits once for metadata and once for blocks, and before that once for the objects
+//! of runs that nobody has read yet.
+//!
+//! **Damage.** What cannot be had fails a key only if no newer source decides it: the answer does
+//! not depend on what happens to be at hand.
 //!
 //! **Costs.** Nothing is boxed and nothing is spawned. A warm miss does not allocate; a warm hit
 //! allocates at most once (a memtable's or a block's bytes are shared, not copied).
@@ -17,12 +21,12 @@ use bytes::Bytes;
 
 use super::held::Held;
 use super::view::View;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::block::Block;
 use crate::format::filter::KeyHash;
 use crate::format::sst::SstMeta;
 use crate::lsm::visible::{Found, Resolver};
-use crate::store::sst::{Need, SstHandle};
+use crate::store::sst::{Need, SstHandle, candidates};
 use crate::types::{Payload, PayloadRef};
 
 /// Keys of a multi-get that are looked up together: bounds the blocks that it holds.
@@ -39,7 +43,17 @@ pub enum Answer {
 
 /// What a read needs and is not at hand.
 #[derive(Debug)]
-pub struct Missing(Vec<Need>);
+pub struct Missing {
+    needs: Vec<Need>,
+    /// Why there is no answer, if nothing more is needed to know that.
+    failed: Option<Box<Error>>,
+}
+
+impl Missing {
+    fn needs(self) -> Result<Vec<Need>> {
+        self.failed.map_or(Ok(self.needs), |error| Err(*error))
+    }
+}
 
 /// One key on its way through the sources.
 struct Walk<'a> {
@@ -49,6 +63,8 @@ struct Walk<'a> {
     held: Option<&'a Held>,
     resolver: Resolver,
     missing: Vec<Need>,
+    /// The newest source that cannot be asked, if all newer ones were.
+    failed: Option<Box<Error>>,
 }
 
 /// What one SST says of a key.
@@ -76,7 +92,7 @@ impl View {
         };
         let mut held = Held::default();
         loop {
-            held.supply(&self.tree.ssts, missing.0).await?;
+            held.supply(&self.tree.ssts, missing.needs()?).await?;
             missing = match self.look(key, now_ms, Some(&held)) {
                 Answer::Ready(found) => return Ok(found),
                 Answer::Missing(missing) => missing,
@@ -102,17 +118,24 @@ impl View {
             let mut held = Held::default();
             let mut open = group.to_vec();
             while !open.is_empty() {
-                let mut needs = Vec::new();
+                let (mut needs, mut failed) = (Vec::new(), None);
                 open.retain(|index| match self.look(&keys[*index], now_ms, Some(&held)) {
                     Answer::Ready(state) => {
                         found[*index] = state;
                         false
                     }
                     Answer::Missing(missing) => {
-                        needs.extend(missing.0);
+                        if missing.failed.is_some() {
+                            failed = missing.failed;
+                        } else {
+                            needs.extend(missing.needs);
+                        }
                         true
                     }
                 });
+                if let Some(error) = failed {
+                    return Err(*error);
+                }
                 if !needs.is_empty() {
                     held.supply(&self.tree.ssts, needs).await?;
                 }
@@ -129,12 +152,13 @@ impl View {
             held,
             resolver: Resolver::new(now_ms),
             missing: Vec::new(),
+            failed: None,
         };
         let _decided = walk.memtables().is_break() || walk.ssts().is_break();
-        if walk.missing.is_empty() {
+        if walk.missing.is_empty() && walk.failed.is_none() {
             Answer::Ready(walk.resolver.finish())
         } else {
-            Answer::Missing(Missing(walk.missing))
+            Answer::Missing(Missing { needs: walk.missing, failed: walk.failed })
         }
     }
 }
@@ -157,8 +181,10 @@ impl Walk<'_> {
             self.sst(sst)?;
         }
         for run in &tree.runs {
-            for sst in run.candidates(self.key) {
-                self.sst(sst)?;
+            match run.ssts() {
+                Some(ssts) => candidates(ssts, self.key).try_for_each(|sst| self.sst(sst))?,
+                None if run.may_hold(self.key) => self.miss(Need::Run(Arc::clone(run)))?,
+                None => {}
             }
         }
         ControlFlow::Continue(())
@@ -168,14 +194,27 @@ impl Walk<'_> {
     fn sst(&mut self, sst: &Arc<SstHandle>) -> ControlFlow<()> {
         match self.probe(sst) {
             Probe::Absent => ControlFlow::Continue(()),
-            Probe::Missing(need) => {
-                self.missing.push(need);
-                ControlFlow::Continue(())
-            }
+            Probe::Missing(need) => self.miss(need),
             // What is older than something missing cannot be resolved yet; but a base in it ends
             // the collection.
             Probe::Block(block) => self.block(&block),
         }
+    }
+
+    /// Takes note of something that is not at hand. `Break`: it cannot be had, and nothing newer
+    /// can make it unnecessary.
+    #[cold]
+    fn miss(&mut self, need: Need) -> ControlFlow<()> {
+        match self.held.and_then(|held| held.failure(&need)) {
+            None => self.missing.push(need),
+            Some(error) if self.missing.is_empty() => {
+                self.failed = Some(Box::new(error));
+                return ControlFlow::Break(());
+            }
+            // What is newer comes first: it may hold the answer.
+            Some(_) => {}
+        }
+        ControlFlow::Continue(())
     }
 
     fn probe(&self, sst: &Arc<SstHandle>) -> Probe {

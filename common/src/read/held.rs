@@ -8,32 +8,44 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use futures::stream::{self, StreamExt, TryStreamExt};
+use futures::stream::{self, StreamExt};
 
 use crate::error::{Error, Result};
 use crate::format::block::Block;
+use crate::format::path::OutputId;
 use crate::format::sst::SstMeta;
-use crate::store::sst::{Need, SstHandle, SstStore};
+use crate::store::sst::{Need, RunHandle, SstHandle, SstStore};
 
 /// Requests that one reader has under way at most.
 const FETCH_COUNT_MAX: usize = 32;
 
-/// Metadata and blocks by the number of their handle.
+/// Metadata and blocks by the number of their handle, and what cannot be had.
 #[derive(Debug, Default)]
 pub(super) struct Held {
     metas: BTreeMap<u64, Arc<SstMeta>>,
     blocks: BTreeMap<(u64, usize), Block>,
+    failed: BTreeMap<Wanted, Error>,
+}
+
+/// What is wanted, by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Wanted {
+    Run(OutputId),
+    Meta(u64),
+    Block(u64, usize),
 }
 
 /// One fetch: what can be had by one request.
 enum Fetch {
+    Run(Arc<RunHandle>),
     Meta(Arc<SstHandle>),
     Blocks(Arc<SstHandle>, Arc<SstMeta>, Range<usize>),
 }
 
 enum Fetched {
+    Run,
     Meta(u64, Arc<SstMeta>),
-    Blocks(u64, usize, Vec<Block>),
+    Blocks(u64, usize, Vec<Result<Block>>),
 }
 
 impl Held {
@@ -45,46 +57,96 @@ impl Held {
         self.blocks.get(&(handle.number(), index))
     }
 
-    /// Fetches everything that is needed at once, neighbouring blocks together.
+    /// Why something that is needed cannot be had, if that is known.
+    pub(super) fn failure(&self, need: &Need) -> Option<Error> {
+        self.failed.get(&Wanted::of(need)).map(Error::repeat)
+    }
+
+    /// Fetches everything that is needed at once, neighbouring blocks together. What is missing or
+    /// damaged is remembered, since it may turn out not to be needed.
+    ///
+    /// # Errors
+    /// `Unavailable` and the like: those that say nothing of the objects.
     pub(super) async fn supply(&mut self, ssts: &SstStore, needs: Vec<Need>) -> Result<()> {
-        let mut fetched = stream::iter(plan(needs).into_iter().map(|fetch| async move {
-            Ok::<_, Error>(match fetch {
-                Fetch::Meta(handle) => Fetched::Meta(handle.number(), ssts.meta(&handle).await?),
-                Fetch::Blocks(handle, meta, range) => {
-                    let blocks = ssts.blocks(&handle, &meta, range.clone()).await?;
-                    Fetched::Blocks(handle.number(), range.start, blocks)
-                }
-            })
-        }))
-        .buffer_unordered(FETCH_COUNT_MAX);
-        while let Some(fetched) = fetched.try_next().await? {
+        let mut fetched = stream::iter(plan(needs).into_iter().map(|fetch| fetch.run(ssts)))
+            .buffer_unordered(FETCH_COUNT_MAX);
+        while let Some((wanted, fetched)) = fetched.next().await {
             match fetched {
-                Fetched::Meta(number, meta) => {
+                Ok(Fetched::Run) => {}
+                Ok(Fetched::Meta(number, meta)) => {
                     self.metas.insert(number, meta);
                 }
-                Fetched::Blocks(number, first, blocks) => {
-                    let indexes = (first..).map(|index| (number, index));
-                    self.blocks.extend(indexes.zip(blocks));
+                Ok(Fetched::Blocks(number, first, blocks)) => {
+                    for (index, block) in (first..).zip(blocks) {
+                        match block {
+                            Ok(block) => drop(self.blocks.insert((number, index), block)),
+                            Err(error) => self.fail(Wanted::Block(number, index), error)?,
+                        }
+                    }
                 }
+                Err(error) => self.fail(wanted, error)?,
             }
         }
         Ok(())
+    }
+
+    fn fail(&mut self, wanted: Wanted, error: Error) -> Result<()> {
+        match error {
+            Error::NotFound(_) | Error::Corrupt(_) => {
+                self.failed.insert(wanted, error);
+                Ok(())
+            }
+            passing => Err(passing),
+        }
+    }
+}
+
+impl Wanted {
+    fn of(need: &Need) -> Self {
+        match need {
+            Need::Run(run) => Self::Run(run.info().id),
+            Need::Meta(handle) => Self::Meta(handle.number()),
+            Need::Block(handle, _, index) => Self::Block(handle.number(), *index),
+        }
+    }
+}
+
+impl Fetch {
+    async fn run(self, ssts: &SstStore) -> (Wanted, Result<Fetched>) {
+        match self {
+            Self::Run(run) => {
+                (Wanted::Run(run.info().id), ssts.open_run(&run).await.map(|()| Fetched::Run))
+            }
+            Self::Meta(handle) => {
+                let number = handle.number();
+                let meta = ssts.meta(&handle).await;
+                (Wanted::Meta(number), meta.map(|meta| Fetched::Meta(number, meta)))
+            }
+            Self::Blocks(handle, meta, range) => {
+                let (number, first) = (handle.number(), range.start);
+                let blocks = ssts.blocks_each(&handle, &meta, range).await;
+                (Wanted::Block(number, first), Ok(Fetched::Blocks(number, first, blocks)))
+            }
+        }
     }
 }
 
 /// Each thing once, neighbouring blocks of one SST in one fetch.
 fn plan(needs: Vec<Need>) -> Vec<Fetch> {
+    let mut runs = BTreeMap::new();
     let mut metas = BTreeMap::new();
     let mut blocks = BTreeMap::new();
     for need in needs {
         match need {
+            Need::Run(run) => drop(runs.insert(run.info().id, run)),
             Need::Meta(handle) => drop(metas.insert(handle.number(), handle)),
             Need::Block(handle, meta, index) => {
                 drop(blocks.insert((handle.number(), index), (handle, meta)));
             }
         }
     }
-    let mut fetches: Vec<Fetch> = metas.into_values().map(Fetch::Meta).collect();
+    let runs = runs.into_values().map(Fetch::Run);
+    let mut fetches: Vec<Fetch> = runs.chain(metas.into_values().map(Fetch::Meta)).collect();
     for ((number, index), (handle, meta)) in blocks {
         match fetches.last_mut() {
             Some(Fetch::Blocks(last, _, range))

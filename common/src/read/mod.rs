@@ -3,5 +3,6 @@
 pub mod cursor;
 pub mod get;
 mod held;
+pub mod restart;
 pub mod scan;
 pub mod view;

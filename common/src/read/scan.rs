@@ -7,6 +7,8 @@
 //! - Memory is bounded by the sources: each holds the blocks of one fetch. Values are shared with
 //!   their block or memtable, not copied.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use futures::future::try_join_all;
 
@@ -16,6 +18,7 @@ use crate::error::Result;
 use crate::lsm::memtable::MemtableCursor;
 use crate::lsm::merge::{Cursor, Head, Merge, Step};
 use crate::lsm::visible::{Found, Resolver};
+use crate::store::sst::{RunHandle, SstStore};
 use crate::types::{Direction, Entry, EntryRef, KeyRange, Payload, PayloadRef, Seq};
 
 /// Entries that a scan goes through before it lets other tasks run.
@@ -47,6 +50,16 @@ pub struct Scan {
 enum Source {
     Memtable(MemtableCursor),
     Ssts(Box<RunCursor>),
+    /// A run whose object was not read yet.
+    Unread(Box<UnreadRun>),
+}
+
+/// A run that has to be read before a cursor can go through it.
+#[derive(Debug)]
+struct UnreadRun {
+    store: Arc<SstStore>,
+    run: Arc<RunHandle>,
+    course: Course,
 }
 
 /// The key that a scan is at.
@@ -92,9 +105,22 @@ impl View {
         let course = Course { range: range.clone(), direction, read_ahead: ReadAhead::SCAN };
         let ssts = &self.tree.ssts;
         let l0 = self.tree.l0.iter().cloned().map(Ssts::One);
-        let runs = self.tree.runs.iter().cloned().map(Ssts::Run);
-        let runs = l0.chain(runs).map(|run| RunCursor::new(ssts, run, course.clone()));
-        let sources = tables.chain(runs.map(|run| Source::Ssts(Box::new(run))));
+        let l0 = l0.map(|sst| Source::over(ssts, sst, course.clone()));
+        // The bounds of a run are enough to tell that it has nothing of the range.
+        let runs = self.tree.runs.iter().filter(|run| {
+            let info = run.info();
+            let is_behind = range.end.as_ref().is_some_and(|end| info.first_key >= *end);
+            !range.is_empty() && !is_behind && info.last_key >= range.start
+        });
+        let runs = runs.map(|run| match run.ssts() {
+            Some(_) => Source::over(ssts, Ssts::Run(Arc::clone(run)), course.clone()),
+            None => Source::Unread(Box::new(UnreadRun {
+                store: Arc::clone(ssts),
+                run: Arc::clone(run),
+                course: course.clone(),
+            })),
+        });
+        let sources = tables.chain(l0).chain(runs);
         let sources = sources.filter(|source| source.head() != Head::End).collect();
         Scan {
             merge: Merge::new(sources, direction),
@@ -126,8 +152,9 @@ impl Scan {
     /// Feeds every source that lacks input.
     async fn feed(&mut self) -> Result<()> {
         let hungry = self.merge.cursors_mut().iter_mut().filter_map(|source| match source {
-            Source::Ssts(cursor) if cursor.is_hungry() => Some(cursor.feed()),
-            _ => None,
+            Source::Ssts(cursor) if !cursor.is_hungry() => None,
+            Source::Memtable(_) => None,
+            source => Some(source.feed()),
         });
         try_join_all(hungry).await.map(drop)
     }
@@ -242,6 +269,23 @@ impl Group {
 }
 
 impl Source {
+    fn over(store: &Arc<SstStore>, ssts: Ssts, course: Course) -> Self {
+        Self::Ssts(Box::new(RunCursor::new(store, ssts, course)))
+    }
+
+    /// Fetches what the source waits for. Cancel-safe.
+    async fn feed(&mut self) -> Result<()> {
+        if let Self::Unread(unread) = self {
+            let UnreadRun { store, run, course } = &**unread;
+            store.open_run(run).await?;
+            *self = Self::over(store, Ssts::Run(Arc::clone(run)), course.clone());
+        }
+        match self {
+            Self::Ssts(cursor) => cursor.feed().await,
+            Self::Memtable(_) | Self::Unread(_) => Ok(()),
+        }
+    }
+
     /// The bytes of the value or operand that the source stands on, shared.
     fn value_bytes(&self) -> Bytes {
         match self {
@@ -252,6 +296,7 @@ impl Source {
                 _ => Bytes::new(),
             },
             Self::Ssts(cursor) => cursor.value_bytes(),
+            Self::Unread(_) => Bytes::new(),
         }
     }
 
@@ -260,7 +305,7 @@ impl Source {
     fn shared_key(&self) -> Option<Bytes> {
         match self {
             Self::Memtable(cursor) => cursor.entry().map(|entry| entry.key.clone()),
-            Self::Ssts(_) => None,
+            Self::Ssts(_) | Self::Unread(_) => None,
         }
     }
 }
@@ -270,6 +315,7 @@ impl Cursor for Source {
         match self {
             Self::Memtable(cursor) => cursor.head(),
             Self::Ssts(cursor) => cursor.head(),
+            Self::Unread(_) => Head::NeedInput,
         }
     }
 
@@ -278,6 +324,7 @@ impl Cursor for Source {
         match self {
             Self::Memtable(cursor) => cursor.place(),
             Self::Ssts(cursor) => cursor.place(),
+            Self::Unread(_) => None,
         }
     }
 
@@ -285,6 +332,7 @@ impl Cursor for Source {
         match self {
             Self::Memtable(cursor) => cursor.advance(),
             Self::Ssts(cursor) => cursor.advance(),
+            Self::Unread(_) => {}
         }
     }
 }

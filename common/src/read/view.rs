@@ -6,21 +6,26 @@
 //!   twice, whatever stretch of the log a memtable happens to hold.
 //! - Sources are ordered newest first: memtables, L0, runs. Every entry of a source is newer than
 //!   every entry of the same key in the sources behind it.
-//! - Views share handles: opening the tree of the next manifest costs one GET for each run that is
-//!   new, and metadata that was at hand stays at hand.
+//! - Views share handles: metadata that was at hand stays at hand, also of an SST that a compaction
+//!   only moved.
+//! - A tree is shown from its manifest: opening it asks nothing of the store. A run or an SST that
+//!   is missing or damaged fails the keys within its bounds and nothing else.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use futures::future::try_join_all;
+use futures::FutureExt;
+use futures::stream::{self, StreamExt};
 
 use crate::error::Result;
 use crate::faults::planted;
-use crate::format::manifest::{Manifest, RunInfo};
-use crate::format::path::OutputId;
+use crate::format::manifest::Manifest;
 use crate::lsm::memtable::{Memtable, SeqWindow};
-use crate::store::sst::{SstHandle, SstStore};
+use crate::store::sst::{Replaced, RunHandle, SstHandle, SstStore};
 use crate::types::Seq;
+
+/// Run objects that are read at a time.
+const RUNS_TOGETHER: usize = 8;
 
 /// Everything that a read at one seq needs.
 #[derive(Clone, Debug)]
@@ -57,76 +62,68 @@ pub struct OpenTree {
     /// Flushed memtables, newest first.
     pub l0: Vec<Arc<SstHandle>>,
     /// Sorted runs, newest first.
-    pub runs: Vec<Arc<OpenRun>>,
+    pub runs: Vec<Arc<RunHandle>>,
     /// Where metadata and blocks come from.
     pub ssts: Arc<SstStore>,
 }
 
-/// A sorted run with handles to its SSTs.
-#[derive(Debug)]
-pub struct OpenRun {
-    /// What the manifest says of it.
-    pub info: RunInfo,
-    /// By key, ascending; their keys are disjoint, their bounds, which are cut, may touch.
-    pub ssts: Vec<Arc<SstHandle>>,
-}
-
 impl OpenTree {
-    /// Opens the tree of a manifest; what `previous` has open is used again.
-    ///
-    /// Costs one GET for each run that `previous` does not have; loads no metadata. Cancel-safe.
-    ///
-    /// # Errors
-    /// `NotFound` where a run was collected meanwhile, `Unavailable`, `Corrupt`.
-    pub async fn open(
-        ssts: &Arc<SstStore>,
-        manifest: Arc<Manifest>,
-        previous: Option<&Self>,
-    ) -> Result<Self> {
-        let open_l0: BTreeMap<OutputId, &Arc<SstHandle>> =
-            previous.iter().flat_map(|tree| &tree.l0).map(|sst| (sst.info().id, sst)).collect();
-        let open_runs: BTreeMap<OutputId, &Arc<OpenRun>> =
-            previous.iter().flat_map(|tree| &tree.runs).map(|run| (run.info.id, run)).collect();
-        let l0 = manifest.l0.iter().map(|info| match open_l0.get(&info.id) {
-            Some(handle) => Arc::clone(handle),
-            None => ssts.handle(info.clone()),
-        });
-        let l0 = l0.collect();
-        let runs = manifest.runs.iter().map(|info| async {
-            match open_runs.get(&info.id) {
-                Some(run) => Ok(Arc::clone(run)),
-                None => OpenRun::open(ssts, info).await.map(Arc::new),
-            }
-        });
-        let runs = try_join_all(runs).await?;
-        Ok(Self { manifest, l0, runs, ssts: Arc::clone(ssts) })
+    /// The tree of a manifest; what `previous` has open is used again. Asks nothing of the store.
+    pub fn new(ssts: &Arc<SstStore>, manifest: Arc<Manifest>, previous: Option<&Self>) -> Self {
+        let l0 = manifest.l0.iter().map(|info| ssts.handle(info)).collect();
+        let replaced = previous.map(|tree| tree.replaced_by(&manifest)).unwrap_or_default();
+        let runs = manifest.runs.iter().map(|info| ssts.run(info, &replaced)).collect();
+        let tree = Self { manifest, l0, runs, ssts: Arc::clone(ssts) };
+        tree.forget_damage();
+        tree
     }
 
-    /// Every SST, L0 first.
+    /// Reads the objects of the runs that were not read yet, eight at a time. What was replaced by
+    /// runs keeps its metadata only until the next tree, so it pays to do this before that.
+    ///
+    /// Cancel-safe. Costs one GET for each.
+    ///
+    /// # Errors
+    /// One of those met, once every run was tried: `NotFound`, `Unavailable`, `Corrupt`.
+    pub async fn load_runs(&self) -> Result<()> {
+        let unread = self.runs.iter().filter(|run| run.ssts().is_none());
+        let reads: Vec<_> = unread.map(|run| self.ssts.open_run(run).boxed()).collect();
+        let reads = stream::iter(reads);
+        let ended: Vec<Result<()>> = reads.buffer_unordered(RUNS_TOGETHER).collect().await;
+        ended.into_iter().collect::<Result<()>>()?;
+        self.forget_damage();
+        Ok(())
+    }
+
+    /// Every SST that is known so far, L0 first: those of all runs once [`OpenTree::load_runs`] has
+    /// succeeded.
     pub fn handles(&self) -> impl Iterator<Item = &Arc<SstHandle>> {
-        self.l0.iter().chain(self.runs.iter().flat_map(|run| &run.ssts))
-    }
-}
-
-impl OpenRun {
-    /// Opens a run. One GET; loads no metadata.
-    ///
-    /// # Errors
-    /// `NotFound`, `Unavailable`, `Corrupt`.
-    pub async fn open(ssts: &SstStore, info: &RunInfo) -> Result<Self> {
-        let run = ssts.load_run(info).await?;
-        let handle = |mut sst: crate::format::manifest::SstInfo| {
-            // The SSTs of a parent's run live where the run does.
-            sst.home = sst.home.or_else(|| info.home.clone());
-            ssts.handle(sst)
-        };
-        Ok(Self { info: info.clone(), ssts: run.ssts.into_iter().map(handle).collect() })
+        let of_runs = self.runs.iter().filter_map(|run| run.ssts()).flatten();
+        self.l0.iter().chain(of_runs)
     }
 
-    /// The SSTs whose bounds include the key; one of them at most has it.
-    pub fn candidates(&self, key: &[u8]) -> impl Iterator<Item = &Arc<SstHandle>> {
-        let first = self.ssts.partition_point(|sst| &*sst.info().last_key < key);
-        let behind = self.ssts.get(first..).unwrap_or_default();
-        behind.iter().take_while(move |sst| &*sst.info().first_key <= key)
+    /// The loaded handles of what `next` does not name any more: its new runs may have taken them
+    /// over.
+    fn replaced_by(&self, next: &Manifest) -> Replaced {
+        let known: BTreeSet<_> = self.manifest.runs.iter().map(|run| run.id).collect();
+        if next.runs.iter().all(|run| known.contains(&run.id)) {
+            return Replaced::default();
+        }
+        let kept: BTreeSet<_> =
+            next.l0.iter().map(|sst| sst.id).chain(next.runs.iter().map(|run| run.id)).collect();
+        let l0 = self.l0.iter().filter(|sst| !kept.contains(&sst.info().id));
+        let l0 = l0.filter(|sst| sst.is_loaded()).cloned();
+        let runs = self.runs.iter().filter(|run| !kept.contains(&run.info().id));
+        l0.chain(runs.flat_map(|run| run.loaded())).collect()
+    }
+
+    /// What is damaged and no longer in the tree harms nobody. A run that was not read may hold any
+    /// SST.
+    fn forget_damage(&self) {
+        let all_are_read = self.runs.iter().all(|run| run.ssts().is_some());
+        self.ssts.forget_damage(|id| {
+            let is_run = self.runs.iter().any(|run| run.info().id == *id);
+            is_run || !all_are_read || self.handles().any(|sst| sst.info().id == *id)
+        });
     }
 }

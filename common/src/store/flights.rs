@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use futures::FutureExt;
 use futures::future::{Shared, WeakShared};
 
-use crate::error::{Error, Failure, Result};
+use crate::error::{Error, Result};
 
 /// Something to be done once for some keys; its value is shared by all who wait.
 pub(super) type Act<V> = Pin<Box<dyn Future<Output = Result<V, Arc<Error>>> + Send>>;
@@ -107,12 +107,17 @@ impl<K: Ord + Copy, V: Clone> Flights<K, V> {
 }
 
 impl<K: Ord + Copy, V: Clone> Ticket<K, V> {
+    /// The keys that the act serves.
+    pub(super) fn keys(&self) -> &[K] {
+        &self.keys
+    }
+
     /// Waits for the act. Cancel-safe: the act goes on while another ticket is awaited.
     pub(super) async fn wait(mut self) -> Result<V> {
         let act = self.act.clone().expect("a ticket has its act until it is dropped");
         let outcome = act.await;
         drop(self.act.take());
-        outcome.map_err(|error| repeat(&error))
+        outcome.map_err(|error| error.repeat())
     }
 }
 
@@ -140,25 +145,6 @@ impl<K: Ord + Copy, V: Clone> fmt::Debug for Flights<K, V> {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The same error for one more caller; its causes are kept as text.
-fn repeat(error: &Error) -> Error {
-    let again = |failure: &Failure| Failure {
-        what: failure.what.clone(),
-        cause: failure.cause.as_ref().map(|cause| cause.to_string().into()),
-    };
-    match error {
-        Error::Invalid(what) => Error::Invalid(what.clone()),
-        Error::Fenced { held, found } => Error::Fenced { held: *held, found: *found },
-        Error::Closed => Error::Closed,
-        Error::Unfit(what) => Error::Unfit(what.clone()),
-        Error::NotFound(object) => Error::NotFound(object.clone()),
-        Error::Conflict(object) => Error::Conflict(object.clone()),
-        Error::Unavailable(failure) => Error::Unavailable(again(failure)),
-        Error::Indeterminate(failure) => Error::Indeterminate(again(failure)),
-        Error::Corrupt(failure) => Error::Corrupt(again(failure)),
-    }
 }
 
 #[cfg(test)]

@@ -228,11 +228,11 @@ impl Front {
         self.flushable.notify_one();
     }
 
-    /// The oldest frozen memtable, where everything in it is proven.
-    pub fn next_to_flush(&self) -> Option<Frozen> {
+    /// The oldest frozen memtable with data behind `begun`, if everything in it is proven.
+    pub fn next_to_flush(&self, begun: Seq) -> Option<Frozen> {
         let state = self.lock();
         let durable = self.progress.borrow().durable;
-        let oldest = state.frozen.front()?;
+        let oldest = state.frozen.iter().find(|frozen| frozen.last_seq > begun)?;
         (oldest.last_seq <= durable).then(|| oldest.clone())
     }
 

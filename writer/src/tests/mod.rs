@@ -8,6 +8,7 @@ use bytes::Bytes;
 use cairn_common::clock::TokioClock;
 use cairn_common::env::{Cpu, Env, SeededRandom};
 use cairn_common::error::Error;
+use cairn_common::format::path::ObjectKind;
 use cairn_common::format::sst::SstOptions;
 use cairn_common::http::conditions::Conditions;
 use cairn_common::store::cache::BlockCache;
@@ -159,7 +160,7 @@ async fn clients_share_groups_and_the_interval_bounds_the_puts() {
     clients.join_all().await;
     // A client's rounds: the first joins the group at 0 or 50 ms, each next one the group after.
     assert!(began.elapsed() <= Duration::from_millis(50) * 12, "{:?}", began.elapsed());
-    let wal = rig.parts.bucket.list(cairn_common::format::path::ObjectKind::Wal).await.unwrap();
+    let wal = rig.parts.bucket.list(ObjectKind::Wal).await.unwrap();
     assert!(wal.len() <= 1 + 12, "640 puts took {} objects", wal.len() - 1);
 }
 
@@ -225,6 +226,34 @@ async fn a_flush_moves_data_to_l0_and_the_next_writer_replays_nothing() {
     for key in ["a", "b", "c"] {
         assert_eq!(get(next.writer(), key).await.as_deref(), Some(key.as_bytes()));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn flushes_upload_together_and_commit_in_order() {
+    let rig = Rig::new();
+    let engine = rig.open(&[("memtable_bytes", "64KiB")]).await;
+    let manifests = rig.parts.manifests();
+    let second = Duration::from_secs(1);
+    // The commit that moves replay past the fence comes first.
+    tokio::time::sleep(second).await;
+    rig.store.config_mut(|config| config.wait_put_per_call = second);
+    let writer = engine.writer();
+    let value = "v".repeat(70_000);
+    for key in ["a", "b", "c"] {
+        writer.write(Write { durability: Durability::Memory, ..put(key, &value) }).await.unwrap();
+        tokio::time::sleep(second / 10).await;
+    }
+    // The log takes a second, the SSTs take another one; each commit takes two.
+    tokio::time::sleep(second * 5 / 2).await;
+    let ssts = rig.parts.bucket.list(ObjectKind::Sst).await.unwrap();
+    let l0 = manifests.load().await.unwrap().unwrap().manifest.l0.clone();
+    assert_eq!((ssts.len(), l0.len()), (3, 0), "uploaded together, none committed yet");
+    tokio::time::sleep(second * 10).await;
+    let manifest = Arc::clone(&manifests.load().await.unwrap().unwrap().manifest);
+    let logs: Vec<_> = manifest.l0.iter().rev().map(|sst| sst.wal.unwrap()).collect();
+    assert_eq!(logs.len(), 3);
+    assert!(logs.windows(2).all(|pair| pair[0].to == pair[1].from), "{logs:?}");
+    engine.close().await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,9 +1,10 @@
 //! The read routes of writer and readers, over whatever views they have.
 //!
 //! **Life of a read**: headers and query are understood or refused; [`Views::view`] gives a view
-//! that is new enough; the view answers. When an object of the view was collected meanwhile
-//! (`NotFound`), the view is reloaded and the request restarted, once, since no byte of the answer
-//! has left yet. A missing object is never "not found" to a client.
+//! that is new enough; the view answers. When an object of the view is missing (`NotFound`), the
+//! newest manifest is loaded and the request restarted, since no byte of the answer has left yet.
+//! If that does not explain it, the answer is 500 `corrupt`, the log has one ERROR, and the damage
+//! registry names the object. A missing object is never "not found" to a client.
 
 use std::sync::Arc;
 
@@ -29,6 +30,7 @@ use super::scans::scan;
 use crate::error::{Error, Result};
 use crate::limits::GET_REPLY_BYTES_MAX;
 use crate::lsm::visible::Found;
+use crate::read::restart::Restart;
 use crate::read::view::View;
 use crate::types::Seq;
 
@@ -82,7 +84,8 @@ pub trait Views: Send + Sync + 'static {
     /// `not_yet`, `too_stale`, `standby`, `fenced`, `timeout`.
     async fn view(&self, request: ReadRequest) -> Answer<Answerable>;
 
-    /// Learns of the newest manifest: an object of the last view was gone.
+    /// Reads CURRENT: an object of a view was missing. Returns once views have the tree of the
+    /// manifest that CURRENT named after the call began, or a newer one.
     ///
     /// # Errors
     /// Those of the store.
@@ -123,13 +126,9 @@ impl Answerable {
     }
 }
 
-/// Whether a request may still be restarted.
+/// The reloads and restarts of one request.
 #[derive(Debug, Default)]
-pub(super) enum Attempt {
-    #[default]
-    First,
-    Second,
-}
+pub(super) struct Attempt(Restart);
 
 /// Why a view gave no answer.
 #[derive(Debug)]
@@ -153,20 +152,20 @@ impl From<Problem> for Unanswered {
 }
 
 impl Attempt {
-    /// Reloads and returns, so that the caller tries again; or says what the client is told.
+    /// Reloads and returns, so that the caller tries again; or says what the client is told. `why`
+    /// is why `view` gave no answer.
     pub(super) async fn restart<V: Views>(
         &mut self,
         views: &V,
+        view: &View,
         why: impl Into<Unanswered>,
     ) -> Answer<()> {
-        match (&self, why.into()) {
-            (Self::First, Unanswered::Failed(Error::NotFound(object))) => {
-                tracing::info!(%object, "an object of the view is gone; restarting the request");
-                *self = Self::Second;
+        match why.into() {
+            Unanswered::Failed(error) => {
+                self.0.judge(view, error)?;
                 Ok(views.reload().await?)
             }
-            (_, Unanswered::Failed(error)) => Err(error.into()),
-            (_, Unanswered::Refused(problem)) => Err(problem),
+            Unanswered::Refused(problem) => Err(problem),
         }
     }
 }
@@ -212,7 +211,7 @@ async fn find<V: Views>(
         let read = answerable.view.get(key, answerable.now_ms);
         match request.deadline.limit("reading", read).await? {
             Ok(found) => return Ok((found, answerable.headers())),
-            Err(error) => attempt.restart(views, error).await?,
+            Err(error) => attempt.restart(views, &answerable.view, error).await?,
         }
     }
 }
@@ -238,7 +237,7 @@ async fn get_many<V: Views>(
                 answerable.headers().put(response.headers_mut());
                 return Ok(response);
             }
-            Err(why) => attempt.restart(&*views, why).await?,
+            Err(why) => attempt.restart(&*views, &answerable.view, why).await?,
         }
     }
 }

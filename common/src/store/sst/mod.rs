@@ -1,7 +1,10 @@
 //! SSTs as readers use them: handles whose metadata is at hand or one GET away, and their blocks.
 //!
 //! ```text
-//! view -> OpenTree -> SstHandle { info, slot -> metadata }     sync: read the slot
+//! view -> OpenTree -> RunHandle { info, ssts }                 sync: read the list
+//!             |            |
+//!             |       one GET, once, by the first who needs it
+//!             +-----> SstHandle { info, slot -> metadata }     sync: read the slot
 //!                          |                \
 //!                     one GET, once      budget (moka): evicts by clearing the slot
 //! (handle, block index) -> BlockCache -> disk tier -> one ranged GET for neighbours
@@ -13,7 +16,10 @@
 //! - Concurrent misses of one block, or of one SST's metadata, make one GET. One who is cancelled
 //!   fails no other.
 //! - The first touch of an SST is one exact ranged GET: sizes are known from the manifest.
-//! - Errors name the object. `Corrupt` is never retried; `NotFound` means "reload the manifest".
+//! - Errors name the object. `NotFound` means "reload the manifest". What is certainly damaged or
+//!   missing is in the bucket's damage registry, and is asked for again once a second.
+//! - An SST or a run has one handle for as long as anybody holds it, also where it moves from L0 to
+//!   a run or from one run to the next.
 
 use std::fmt;
 use std::ops::Range;
@@ -21,31 +27,32 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arc_swap::ArcSwapOption;
-use bytes::Bytes;
-use futures::future::{join_all, try_join_all};
+use futures::future::join_all;
 
 use self::budget::Budget;
 pub use self::budget::MetaBudget;
+use self::failures::{Failures, Part, shared};
+use self::live::Live;
+pub(crate) use self::run::Replaced;
+pub use self::run::{RunHandle, candidates};
+use self::source::{Source, Stretch, neighbours};
 use super::cache::{BlockCache, BlockKey};
-use super::flights::{Flights, Planned, Ticket};
+use super::flights::{Flights, Planned};
 use super::object::Bucket;
 use crate::env::Env;
 use crate::error::{Error, Result};
-use crate::format::Corrupt;
 use crate::format::block::Block;
-use crate::format::manifest::{Home, RunInfo, SstInfo};
-use crate::format::path::Object;
+use crate::format::manifest::{RunInfo, SstInfo};
+use crate::format::path::{Object, OutputId};
 use crate::format::run::Run;
 use crate::format::sst::SstMeta;
 use crate::types::DatabaseId;
 
 mod budget;
-
-/// Stored bytes of blocks that one GET brings at most, unless one block alone is larger.
-const STRETCH_BYTES_MAX: u64 = 8 << 20;
-/// Stored bytes that are decoded on the calling task; more goes where CPU work goes. Decoding
-/// runs at a gigabyte a second or more, so this is a fraction of a millisecond.
-const INLINE_BYTES_MAX: u64 = 256 << 10;
+mod failures;
+mod live;
+mod run;
+mod source;
 
 /// One SST of an open tree, with a place for its metadata.
 pub struct SstHandle {
@@ -86,6 +93,11 @@ impl SstHandle {
         Some(look(meta))
     }
 
+    /// Whether the metadata is at hand; does not count as a look at it.
+    pub(crate) fn is_loaded(&self) -> bool {
+        self.slot.load().is_some()
+    }
+
     fn object(&self) -> Object {
         Object::Sst(self.info.id)
     }
@@ -104,6 +116,8 @@ impl fmt::Debug for SstHandle {
 /// Something that a reader found missing, with what it takes to get it.
 #[derive(Clone, Debug)]
 pub enum Need {
+    /// The SSTs of a run.
+    Run(Arc<RunHandle>),
     /// The metadata of an SST.
     Meta(Arc<SstHandle>),
     /// A block of an SST.
@@ -117,23 +131,11 @@ pub struct SstStore {
     source: Arc<Source>,
     budget: Budget,
     handles: AtomicU64,
+    live_ssts: Live<SstHandle>,
+    live_runs: Live<RunHandle>,
+    runs: Flights<u128, Arc<Run>>,
     metas: Flights<(u128, usize), Arc<SstMeta>>,
     blocks: Flights<(u128, usize), Stretch>,
-}
-
-/// Where blocks come from.
-#[derive(Debug)]
-struct Source {
-    bucket: Bucket,
-    cache: BlockCache,
-    env: Env,
-}
-
-/// Neighbouring blocks.
-#[derive(Clone, Debug)]
-struct Stretch {
-    first: usize,
-    blocks: Arc<[Block]>,
 }
 
 impl SstStore {
@@ -147,9 +149,12 @@ impl SstStore {
     ) -> Self {
         Self {
             database,
-            source: Arc::new(Source { bucket, cache, env }),
+            source: Arc::new(Source { bucket, cache, env, failures: Failures::default() }),
             budget: Budget::new(budget),
             handles: AtomicU64::new(0),
+            live_ssts: Live::default(),
+            live_runs: Live::default(),
+            runs: Flights::new(),
             metas: Flights::new(),
             blocks: Flights::new(),
         }
@@ -175,11 +180,16 @@ impl SstStore {
         self.budget.bytes()
     }
 
-    /// A new handle for an SST, with nothing loaded.
-    pub fn handle(&self, info: SstInfo) -> Arc<SstHandle> {
-        Arc::new(SstHandle {
+    /// The handle of an SST: the one that somebody holds, or a new one with nothing loaded.
+    pub fn handle(&self, info: &SstInfo) -> Arc<SstHandle> {
+        // The stretch of the log is said of L0 only; all else must be the same.
+        let is_same = |handle: &SstHandle| {
+            let [a, b] = [&handle.info, info].map(|info| SstInfo { wal: None, ..info.clone() });
+            a == b
+        };
+        self.live_ssts.get(info.id, is_same, || SstHandle {
             database: info.home.as_ref().map_or(self.database, |home| home.database),
-            info,
+            info: info.clone(),
             number: self.handles.fetch_add(1, Ordering::Relaxed),
             slot: ArcSwapOption::empty(),
             touched: AtomicBool::new(false),
@@ -187,18 +197,69 @@ impl SstStore {
         })
     }
 
+    /// The handle of a run: the one that somebody holds, or a new one that keeps what it replaced
+    /// until its object is read.
+    pub(crate) fn run(&self, info: &RunInfo, replaced: &Replaced) -> Arc<RunHandle> {
+        let is_same = |run: &RunHandle| run.info() == info;
+        self.live_runs.get(info.id, is_same, || RunHandle::new(info.clone(), Arc::clone(replaced)))
+    }
+
+    /// Reads the object of a run, if that was not done yet; concurrent callers share one GET.
+    ///
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    /// `NotFound`, `Unavailable`, `Corrupt`.
+    pub async fn open_run(&self, run: &Arc<RunHandle>) -> Result<()> {
+        if run.ssts().is_some() {
+            return Ok(());
+        }
+        let place = (run.object(), Part::Whole);
+        if let Some(error) = self.source.recall(place) {
+            return Err(error);
+        }
+        let plan = |keys: Vec<_>| -> Vec<Planned<_, _>> {
+            let (source, run) = (Arc::clone(&self.source), Arc::clone(run));
+            let act = async move {
+                let read = source.read_run(run.info()).await.map(Arc::new);
+                shared(source.settle(place, read))
+            };
+            vec![(keys, Box::pin(act))]
+        };
+        let mut tickets = self.runs.board([run.info().id.uuid.as_u128()], plan);
+        let read = tickets.pop().expect("one key has one ticket").wait().await?;
+        let handle = |sst: &SstInfo| {
+            // The SSTs of a parent's run live where the run does.
+            let home = sst.home.clone().or_else(|| run.info().home.clone());
+            self.handle(&SstInfo { home, ..sst.clone() })
+        };
+        run.fill(|| read.ssts.iter().map(handle).collect());
+        Ok(())
+    }
+
+    /// Takes note that this object is missing though the newest manifest names it: a second read
+    /// after a reload came to the same. Returns what requests that need it fail with.
+    pub fn believe_missing(&self, name: &str) -> Error {
+        let Some(object) = Object::parse(name) else { return Error::NotFound(name.to_owned()) };
+        let Source { bucket, env, failures, .. } = &*self.source;
+        failures.believe(object, env.clock.boot(), bucket.damage())
+    }
+
+    /// Forgets damage of SSTs and runs for which `is_needed` is false.
+    pub(crate) fn forget_damage(&self, is_needed: impl Fn(&OutputId) -> bool) {
+        let is_needed = |object: &Object| match object {
+            Object::Run(id) | Object::Sst(id) => is_needed(id),
+            _ => true,
+        };
+        self.source.failures.retain(is_needed, self.bucket().damage());
+    }
+
     /// Reads the object of a run: its SSTs by key, ascending. One GET.
     ///
     /// # Errors
     /// `NotFound`, `Unavailable`, `Corrupt`.
     pub async fn load_run(&self, info: &RunInfo) -> Result<Run> {
-        let object = Object::Run(info.id);
-        let parse = |bytes: Bytes| {
-            let run = Run::parse(&bytes, &info.digest)?;
-            run.check_named_by(info)?;
-            Ok(run)
-        };
-        self.source.bucket_of(info.home.as_ref())?.read_parsed(&object, None, parse).await
+        self.source.read_run(info).await
     }
 
     /// The metadata of an SST: from its slot, or by one exact ranged GET.
@@ -211,9 +272,16 @@ impl SstStore {
         if let Some(meta) = handle.with_meta(Arc::clone) {
             return Ok(meta);
         }
+        let place = (handle.object(), Part::Meta);
+        if let Some(error) = self.source.recall(place) {
+            return Err(error);
+        }
         let plan = |keys: Vec<_>| -> Vec<Planned<_, _>> {
             let (source, handle) = (Arc::clone(&self.source), Arc::clone(handle));
-            let act = async move { source.read_meta(&handle).await.map_err(Arc::new) };
+            let act = async move {
+                let read = source.read_meta(&handle).await;
+                shared(source.settle(place, read))
+            };
             vec![(keys, Box::pin(act))]
         };
         let mut tickets = self.metas.board([(handle.info.id.uuid.as_u128(), 0)], plan);
@@ -246,31 +314,55 @@ impl SstStore {
     /// several if some between them are at hand or they are large. Cancel-safe.
     ///
     /// # Errors
-    /// `NotFound`, `Unavailable`, `Corrupt`.
+    /// `NotFound`, `Unavailable`, `Corrupt`, if one of them cannot be had.
     pub async fn blocks(
         &self,
         handle: &Arc<SstHandle>,
         meta: &Arc<SstMeta>,
         wanted: Range<usize>,
     ) -> Result<Vec<Block>> {
-        let now = |index| self.block_now(handle, meta, index);
-        let mut found: Vec<Option<Block>> = wanted.clone().map(now).collect();
+        self.blocks_each(handle, meta, wanted).await.into_iter().collect()
+    }
+
+    /// Like [`SstStore::blocks`], but one that cannot be had fails no other: each block, or its
+    /// error. Cancel-safe.
+    pub async fn blocks_each(
+        &self,
+        handle: &Arc<SstHandle>,
+        meta: &Arc<SstMeta>,
+        wanted: Range<usize>,
+    ) -> Vec<Result<Block>> {
+        let object = handle.object();
+        let now = |index| {
+            let failed = || self.source.recall((object, Part::Block(index))).map(Err);
+            self.block_now(handle, meta, index).map(Ok).or_else(failed)
+        };
+        let mut found: Vec<Option<Result<Block>>> = wanted.clone().map(now).collect();
         let sst = handle.info.id.uuid.as_u128();
         let missing = wanted.clone().zip(&found).filter(|(_, block)| block.is_none());
         let keys: Vec<_> = missing.map(|(index, _)| (sst, index)).collect();
         if !keys.is_empty() {
             let plan = |alone: Vec<_>| self.plan_stretches(handle, meta, &alone);
             let tickets = self.blocks.board(keys, plan);
-            for stretch in try_join_all(tickets.into_iter().map(Ticket::wait)).await? {
-                for (index, block) in (stretch.first..).zip(&*stretch.blocks) {
-                    if wanted.contains(&index) {
-                        found[index - wanted.start] = Some(block.clone());
-                    }
+            let stretches = tickets.into_iter().map(async |ticket| {
+                let indexes: Vec<usize> = ticket.keys().iter().map(|(_, index)| *index).collect();
+                (indexes, ticket.wait().await)
+            });
+            for (indexes, landed) in join_all(stretches).await {
+                for index in indexes.into_iter().filter(|index| wanted.contains(index)) {
+                    let block = match &landed {
+                        Ok(stretch) => match &stretch.blocks[index - stretch.first] {
+                            Ok(block) => Ok(block.clone()),
+                            Err(error) => Err(error.repeat()),
+                        },
+                        Err(error) => Err(error.repeat()),
+                    };
+                    found[index - wanted.start].get_or_insert(block);
                 }
             }
         }
         let found = found.into_iter();
-        Ok(found.map(|block| block.expect("each missing block had a ticket")).collect())
+        found.map(|block| block.expect("each missing block had a ticket")).collect()
     }
 
     /// Puts blocks that nobody fetches yet into stretches of neighbours, each fetched by one act.
@@ -292,123 +384,4 @@ impl SstStore {
         });
         stretches.collect()
     }
-}
-
-/// Ascending indexes as stretches of neighbours, none above [`STRETCH_BYTES_MAX`].
-fn neighbours(meta: &SstMeta, indexes: &[usize]) -> Vec<Range<usize>> {
-    let mut stretches: Vec<Range<usize>> = Vec::new();
-    for &index in indexes {
-        match stretches.last_mut() {
-            Some(last)
-                if last.end == index && bytes_of(meta, last.start, index) <= STRETCH_BYTES_MAX =>
-            {
-                last.end = index + 1;
-            }
-            _ => stretches.push(index..index + 1),
-        }
-    }
-    stretches
-}
-
-/// Stored bytes from block `first` to block `last`, both included.
-fn bytes_of(meta: &SstMeta, first: usize, last: usize) -> u64 {
-    meta.block_range(last).end - meta.block_range(first).start
-}
-
-impl Source {
-    async fn read_meta(&self, handle: &SstHandle) -> Result<Arc<SstMeta>> {
-        let (info, object) = (&handle.info, handle.object());
-        let parse = |bytes| SstMeta::parse(bytes, info, handle.database).map(Arc::new);
-        let range = info.meta_offset..info.bytes;
-        self.bucket_of(info.home.as_ref())?.read_parsed(&object, Some(range), parse).await
-    }
-
-    /// Reads blocks that were not in memory a moment ago: each from memory after all, from disk,
-    /// or from the bucket.
-    async fn read_stretch(
-        &self,
-        handle: &Arc<SstHandle>,
-        meta: &Arc<SstMeta>,
-        wanted: Range<usize>,
-    ) -> Result<Stretch> {
-        let near = wanted.clone().map(|index| async move {
-            let offset = meta.block_range(index).start;
-            let key = handle.block_key(offset);
-            // SUBTLE: another flight may have landed between the caller's look and this one.
-            let block = self.cache.peek(&key);
-            if block.is_some() {
-                return block;
-            }
-            let parse = |stored: &[u8]| Block::parse(stored, &handle.info.id, offset);
-            self.cache.load(&key, parse).await
-        });
-        let mut blocks: Vec<Option<Block>> = join_all(near).await;
-        let missing = wanted.clone().zip(&blocks).filter(|(_, block)| block.is_none());
-        let missing: Vec<usize> = missing.map(|(index, _)| index).collect();
-        let far = neighbours(meta, &missing).into_iter().map(|stretch| async move {
-            let fetched = self.fetch(handle, meta, stretch.clone()).await?;
-            Ok::<_, Error>((stretch, fetched))
-        });
-        for (stretch, fetched) in try_join_all(far).await? {
-            for (index, block) in stretch.zip(fetched) {
-                blocks[index - wanted.start] = Some(block);
-            }
-        }
-        let blocks = blocks.into_iter();
-        let blocks = blocks.map(|block| block.expect("what was missing has been fetched"));
-        Ok(Stretch { first: wanted.start, blocks: blocks.collect() })
-    }
-
-    /// Fetches neighbouring blocks by one ranged GET and puts them into the cache.
-    async fn fetch(
-        &self,
-        handle: &Arc<SstHandle>,
-        meta: &Arc<SstMeta>,
-        stretch: Range<usize>,
-    ) -> Result<Vec<Block>> {
-        let object = handle.object();
-        let range = meta.block_range(stretch.start).start..meta.block_range(stretch.end - 1).end;
-        let large = range.end - range.start > INLINE_BYTES_MAX;
-        let bucket = self.bucket_of(handle.info.home.as_ref())?;
-        let mut doubt = bucket.doubt(&object);
-        loop {
-            let bytes = bucket.get_range(&object, range.clone()).await?;
-            let (stretch, stored) = (stretch.clone(), bytes.clone());
-            let decode = {
-                let (handle, meta) = (Arc::clone(handle), Arc::clone(meta));
-                let cache = self.cache.clone();
-                move || decode(&cache, &handle, &meta, (stretch, stored))
-            };
-            match if large { self.env.cpu.run(decode).await } else { decode() } {
-                Ok(blocks) => return Ok(blocks),
-                Err(cause) => doubt.consider(&bytes, cause).await?,
-            }
-        }
-    }
-
-    fn bucket_of(&self, home: Option<&Home>) -> Result<Bucket> {
-        match home {
-            Some(home) => self.bucket.rooted(&home.root),
-            None => Ok(self.bucket.clone()),
-        }
-    }
-}
-
-/// Decodes the stored bytes of neighbouring blocks, and puts them into the cache.
-fn decode(
-    cache: &BlockCache,
-    handle: &SstHandle,
-    meta: &SstMeta,
-    (stretch, bytes): (Range<usize>, Bytes),
-) -> Result<Vec<Block>, Corrupt> {
-    let mut rest = bytes;
-    let blocks = stretch.map(|index| {
-        let range = meta.block_range(index);
-        let bytes = usize::try_from(range.end - range.start).expect("the stretch is in memory");
-        let stored = rest.split_to(bytes);
-        let block = Block::parse(&stored, &handle.info.id, range.start)?;
-        cache.insert(handle.block_key(range.start), &block, &stored);
-        Ok(block)
-    });
-    blocks.collect()
 }
