@@ -11,6 +11,7 @@ use rand::{Rng, SeedableRng};
 use uuid::Uuid;
 
 use crate::clock::{Clock, SystemClock};
+use crate::pool::Pool;
 
 /// A source of randomness and of names that are never used twice.
 pub trait Random: Debug + Send + Sync {
@@ -70,29 +71,48 @@ impl Random for SeededRandom {
 }
 
 /// Where CPU work that takes longer than a few hundred microseconds runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Cpu {
     /// On the calling task: deterministic, for tests.
     Inline,
-    /// On tokio's blocking threads.
-    Threads,
+    /// Work that others wait for on tokio's blocking threads, bulk work on a pool of its own.
+    Threads(Pool),
 }
 
 impl Cpu {
     /// Runs `work` to its end and returns what it returns; a panic in it goes on in the caller.
     ///
     /// Not cancel-safe: on `Threads` the work goes on when the future is dropped.
-    pub async fn run<T, F>(self, work: F) -> T
+    pub async fn run<T, F>(&self, work: F) -> T
     where
         T: Send + 'static,
         F: FnOnce() -> T + Send + 'static,
     {
         match self {
             Self::Inline => work(),
-            Self::Threads => match tokio::task::spawn_blocking(work).await {
+            Self::Threads(_) => match tokio::task::spawn_blocking(work).await {
                 Ok(value) => value,
                 Err(error) => std::panic::resume_unwind(error.into_panic()),
             },
+        }
+    }
+
+    /// Runs one slice of bulk work, about a millisecond of it, behind everything else that the
+    /// process does; a panic in it goes on in the caller.
+    ///
+    /// On `Threads`, slices wait for their turn, see [`Pool::run`]; on the calling task, others
+    /// run first.
+    pub async fn run_bulk<T, F>(&self, slice: F) -> T
+    where
+        T: Send + 'static,
+        F: FnOnce() -> T + Send + 'static,
+    {
+        match self {
+            Self::Inline => {
+                tokio::task::yield_now().await;
+                slice()
+            }
+            Self::Threads(pool) => pool.run(slice).await,
         }
     }
 }
@@ -114,7 +134,7 @@ impl Env {
         Self {
             clock: Arc::new(SystemClock::default()),
             random: Arc::new(SystemRandom),
-            cpu: Cpu::Threads,
+            cpu: Cpu::Threads(Pool::of_machine()),
         }
     }
 }

@@ -20,6 +20,7 @@ pub mod format;
 pub mod http;
 pub mod limits;
 pub mod lsm;
+pub mod pool;
 pub mod process;
 pub mod read;
 pub mod store;
