@@ -6,6 +6,7 @@
 //! - An entry whose `expires_ms` is at or before "now" *is* a tombstone.
 
 use std::fmt;
+use std::ops::Range;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -290,6 +291,24 @@ pub enum Direction {
     Forward,
     /// Descending.
     Reverse,
+}
+
+impl Direction {
+    /// Which of these places, of which there is at least one, comes first on this way.
+    pub fn first_of(self, places: &Range<usize>) -> usize {
+        match self {
+            Self::Forward => places.start,
+            Self::Reverse => places.end - 1,
+        }
+    }
+
+    /// Leaves out the first `count` places on this way.
+    pub fn drop_first(self, places: &mut Range<usize>, count: usize) {
+        match self {
+            Self::Forward => places.start += count,
+            Self::Reverse => places.end -= count,
+        }
+    }
 }
 
 /// Keys from `start` (inclusive) to `end` (exclusive; `None` is unbounded), bytewise.

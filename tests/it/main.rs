@@ -9,6 +9,7 @@ mod manifests;
 mod model;
 mod odd;
 mod read;
+mod read_ahead;
 mod readme;
 mod s3;
 mod slow;

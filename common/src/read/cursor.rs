@@ -5,14 +5,16 @@
 //!   exact opposite. Only keys of the range come.
 //! - Moving is synchronous. Where the next block is in memory the cursor goes on by itself; else it
 //!   stands at [`Head::NeedInput`] until [`RunCursor::feed`] has fetched it.
-//! - It holds the blocks of one fetch at most, see [`ReadAhead`].
+//! - It holds the blocks of one fetch, and two fetches ahead of it, see [`super::ahead`].
 
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::sync::OwnedSemaphorePermit;
 
+use super::ahead::{Chunk, Fetch, ReadAhead, Wanted};
 use crate::error::Result;
 use crate::format::block::{Block, BlockCursor};
 use crate::format::sst::SstMeta;
@@ -20,21 +22,8 @@ use crate::lsm::merge::{Cursor, Head};
 use crate::store::sst::{RunHandle, SstHandle, SstStore};
 use crate::types::{Direction, KeyRange, Seq};
 
-/// How many blocks one fetch brings: it doubles from fetch to fetch, between these bounds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ReadAhead {
-    /// Blocks of the first fetch.
-    pub blocks_first: usize,
-    /// Blocks of a fetch at most.
-    pub blocks_max: usize,
-    /// Stored bytes of a fetch at most, unless one block is larger.
-    pub bytes_max: u64,
-}
-
-impl ReadAhead {
-    /// For scans: most end within a block or two, and a long one should not wait for each block.
-    pub const SCAN: Self = Self { blocks_first: 1, blocks_max: 8, bytes_max: 1 << 20 };
-}
+/// Fetches that are under way while the blocks of one are consumed.
+const FETCHES_AHEAD: usize = 2;
 
 /// What a cursor goes through, and how.
 #[derive(Clone, Debug)]
@@ -80,6 +69,8 @@ pub struct RunCursor {
     /// The cursor of the block before, for its buffer.
     left_block: Option<BlockCursor>,
     state: State,
+    /// Under way or landed, in the cursor's order.
+    fetches: VecDeque<Fetch>,
     /// Blocks that the next fetch brings.
     fetch_blocks: usize,
 }
@@ -97,6 +88,8 @@ enum State {
 /// An SST on the way.
 #[derive(Debug)]
 struct Open {
+    /// Its place among the SSTs.
+    place: usize,
     handle: Arc<SstHandle>,
     meta: Arc<SstMeta>,
     /// Blocks that may hold keys of the range.
@@ -105,6 +98,8 @@ struct Open {
     left: Range<usize>,
     /// Blocks fetched and not entered, in the cursor's order.
     fetched: VecDeque<Block>,
+    /// What they take of the memory of all scans.
+    share: Option<OwnedSemaphorePermit>,
 }
 
 impl RunCursor {
@@ -117,7 +112,6 @@ impl RunCursor {
             handles.partition_point(|sst| sst.info().first_key < *end)
         });
         let ahead = if range.is_empty() { 0..0 } else { first..end };
-        let fetch_blocks = course.read_ahead.blocks_first;
         let mut cursor = Self {
             store: Arc::clone(store),
             ssts,
@@ -127,7 +121,8 @@ impl RunCursor {
             block: None,
             left_block: None,
             state: State::Hungry,
-            fetch_blocks,
+            fetches: VecDeque::new(),
+            fetch_blocks: ReadAhead::BLOCKS_FIRST,
         };
         cursor.go_on();
         cursor
@@ -143,62 +138,123 @@ impl RunCursor {
         self.state == State::Hungry
     }
 
-    /// Fetches what the cursor waits for; nothing, if it does not. Cancel-safe.
+    /// Fetches what the cursor waits for; nothing, if it does not. From the second fetch on, others
+    /// are sent ahead of it. Cancel-safe.
     ///
     /// # Errors
     /// `NotFound`, `Unavailable`, `Corrupt`; the cursor stays hungry.
     pub async fn feed(&mut self) -> Result<()> {
         while self.state == State::Hungry {
-            match &self.current {
-                None => {
-                    let Some(handle) = self.next_sst() else { break };
-                    let meta = self.store.meta(handle).await?;
-                    self.enter_sst(meta);
+            if !self.fetches.front().is_some_and(|fetch| self.is_needed(fetch)) {
+                // What is under way is behind the cursor: blocks were in memory meanwhile.
+                self.fetches.clear();
+                let Some(wanted) = self.needed() else { break };
+                let fetch = Fetch::needed(&self.store, wanted, &self.course);
+                self.fetches.push_back(fetch);
+            }
+            if self.fetch_blocks > ReadAhead::BLOCKS_FIRST {
+                self.fetch_ahead();
+            }
+            let Some(first) = self.fetches.front_mut() else { break };
+            let place = first.place();
+            match first.landed().await {
+                Ok(chunk) => {
+                    let share = self.fetches.pop_front().and_then(Fetch::into_share);
+                    self.take_in(place, chunk, share);
                 }
-                Some(open) => {
-                    let wanted = self.next_fetch(open);
-                    let mut blocks = self.store.blocks(&open.handle, &open.meta, wanted).await?;
-                    if self.course.direction == Direction::Reverse {
-                        blocks.reverse();
-                    }
-                    self.fetch_blocks =
-                        self.fetch_blocks.saturating_mul(2).min(self.course.read_ahead.blocks_max);
-                    if let Some(open) = &mut self.current {
-                        open.fetched.extend(blocks);
-                    }
+                Err(error) => {
+                    self.fetches.clear();
+                    return Err(error);
                 }
             }
+            self.fetch_blocks = self.fetch_blocks.saturating_mul(2);
             self.go_on();
         }
         Ok(())
     }
 
-    /// The blocks to fetch next: from where the cursor is, as far as it reads ahead.
-    fn next_fetch(&self, open: &Open) -> Range<usize> {
-        let Range { start, end } = open.left.clone();
-        let bytes_max = self.course.read_ahead.bytes_max;
-        let bytes = |first: usize, last: usize| {
-            open.meta.block_range(last).end - open.meta.block_range(first).start
-        };
-        let mut count = 1;
-        match self.course.direction {
-            Direction::Forward => {
-                while count < self.fetch_blocks.min(end - start)
-                    && bytes(start, start + count) <= bytes_max
-                {
-                    count += 1;
-                }
-                start..start + count
-            }
-            Direction::Reverse => {
-                while count < self.fetch_blocks.min(end - start)
-                    && bytes(end - count - 1, end - 1) <= bytes_max
-                {
-                    count += 1;
-                }
-                end - count..end
+    /// Lets go of what was fetched ahead; the next fetch is a small one again.
+    pub fn let_go(&mut self) {
+        self.fetches.clear();
+        self.fetch_blocks = ReadAhead::BLOCKS_FIRST;
+        if let Some(open) = &mut self.current {
+            open.fetched.clear();
+            open.share = None;
+        }
+    }
+
+    /// What the hungry cursor needs first.
+    fn needed(&self) -> Option<Wanted> {
+        let blocks = self.fetch_blocks;
+        match &self.current {
+            Some(open) => Some(Wanted {
+                place: open.place,
+                handle: Arc::clone(&open.handle),
+                left: Some((Arc::clone(&open.meta), open.left.clone())),
+                blocks,
+            }),
+            None => {
+                let (place, handle) = self.next_sst()?;
+                Some(Wanted { place, handle: Arc::clone(handle), left: None, blocks })
             }
         }
+    }
+
+    /// Whether a fetch brings what the hungry cursor needs first.
+    fn is_needed(&self, fetch: &Fetch) -> bool {
+        match &self.current {
+            Some(open) => {
+                fetch.place() == open.place
+                    && fetch.brings(self.course.direction.first_of(&open.left))
+            }
+            None => self.next_sst().is_some_and(|(place, _)| place == fetch.place()),
+        }
+    }
+
+    /// Sends fetches ahead of the first, as many and as large as there is memory for.
+    fn fetch_ahead(&mut self) {
+        while self.fetches.len() <= FETCHES_AHEAD {
+            let doublings = u32::try_from(self.fetches.len()).unwrap_or(0);
+            let blocks = self.fetch_blocks.saturating_mul(1 << doublings);
+            let Some(wanted) = self.next_wanted(blocks) else { return };
+            let Some(fetch) = Fetch::ahead(&self.store, wanted, &self.course) else { return };
+            self.fetches.push_back(fetch);
+        }
+    }
+
+    /// What lies behind the last fetch; `None` where that is not known yet, or nothing does.
+    fn next_wanted(&self, blocks: usize) -> Option<Wanted> {
+        let last = self.fetches.back()?;
+        let (meta, left) = last.left_behind(self.course.direction)?;
+        if !left.is_empty() {
+            let handle = Arc::clone(last.handle());
+            return Some(Wanted { place: last.place(), handle, left: Some((meta, left)), blocks });
+        }
+        let place = match self.course.direction {
+            Direction::Forward => last.place() + 1,
+            Direction::Reverse => last.place().checked_sub(1)?,
+        };
+        if !self.ahead.contains(&place) {
+            return None;
+        }
+        let handle = Arc::clone(self.ssts.as_slice().get(place)?);
+        Some(Wanted { place, handle, left: None, blocks })
+    }
+
+    /// Takes what a fetch brought of the SST in this place.
+    fn take_in(&mut self, place: usize, chunk: Chunk, share: Option<OwnedSemaphorePermit>) {
+        if self.current.is_none() {
+            self.enter_sst(Arc::clone(&chunk.meta));
+        }
+        let Some(open) = self.current.as_mut().filter(|open| open.place == place) else { return };
+        let blocks = (chunk.first..).zip(chunk.blocks);
+        let left = blocks.filter(|(index, _)| open.left.contains(index)).map(|(_, block)| block);
+        let mut left: VecDeque<Block> = left.collect();
+        if self.course.direction == Direction::Reverse {
+            left.make_contiguous().reverse();
+        }
+        open.fetched = left;
+        open.share = share;
     }
 
     /// Goes on, as far as memory allows, until it stands on an entry.
@@ -221,7 +277,7 @@ impl RunCursor {
                 }
                 self.current = None;
             }
-            let Some(handle) = self.next_sst() else { break State::Ended };
+            let Some((_, handle)) = self.next_sst() else { break State::Ended };
             match handle.with_meta(Arc::clone) {
                 Some(meta) => self.enter_sst(meta),
                 None => break State::Hungry,
@@ -233,27 +289,28 @@ impl RunCursor {
         self.ahead = 0..0;
         self.current = None;
         self.block = None;
+        self.fetches.clear();
         State::Ended
     }
 
-    fn next_sst(&self) -> Option<&Arc<SstHandle>> {
-        let ahead = self.ssts.as_slice().get(self.ahead.clone())?;
-        match self.course.direction {
-            Direction::Forward => ahead.first(),
-            Direction::Reverse => ahead.last(),
+    /// The next SST on the way, and its place.
+    fn next_sst(&self) -> Option<(usize, &Arc<SstHandle>)> {
+        if self.ahead.is_empty() {
+            return None;
         }
+        let place = self.course.direction.first_of(&self.ahead);
+        Some((place, self.ssts.as_slice().get(place)?))
     }
 
     fn enter_sst(&mut self, meta: Arc<SstMeta>) {
-        let Some(handle) = self.next_sst().cloned() else { return };
-        match self.course.direction {
-            Direction::Forward => self.ahead.start += 1,
-            Direction::Reverse => self.ahead.end -= 1,
-        }
+        let Some((place, handle)) = self.next_sst() else { return };
+        let handle = Arc::clone(handle);
+        self.course.direction.drop_first(&mut self.ahead, 1);
         let range = &self.course.range;
         let blocks = meta.blocks_between(&range.start, range.end.as_deref());
         let left = blocks.clone();
-        self.current = Some(Open { handle, meta, blocks, left, fetched: VecDeque::new() });
+        let fetched = VecDeque::new();
+        self.current = Some(Open { place, handle, meta, blocks, left, fetched, share: None });
     }
 
     fn enter_block(&mut self, index: usize, block: Block) {
@@ -297,18 +354,12 @@ impl Open {
         if self.left.is_empty() {
             return None;
         }
-        let index = match way {
-            Direction::Forward => self.left.start,
-            Direction::Reverse => self.left.end - 1,
-        };
+        let index = way.first_of(&self.left);
         let block = match self.fetched.pop_front() {
             Some(block) => block,
             None => store.block_now(&self.handle, &self.meta, index)?,
         };
-        match way {
-            Direction::Forward => self.left.start += 1,
-            Direction::Reverse => self.left.end -= 1,
-        }
+        way.drop_first(&mut self.left, 1);
         Some((index, block))
     }
 }

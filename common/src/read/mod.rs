@@ -1,5 +1,6 @@
 //! The read path that writer and reader share.
 
+pub mod ahead;
 pub mod cursor;
 pub mod get;
 mod held;

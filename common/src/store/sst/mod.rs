@@ -28,6 +28,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arc_swap::ArcSwapOption;
 use futures::future::join_all;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use self::budget::Budget;
 pub use self::budget::MetaBudget;
@@ -53,6 +54,12 @@ mod failures;
 mod live;
 mod run;
 mod source;
+
+/// Stored bytes that all scans of a process together may hold ahead of what they have consumed:
+/// ten scans at full speed. What is decoded of them takes up to a few times as much.
+const READ_AHEAD_BYTES_MAX: usize = 32 << 20;
+/// The unit in which they are counted, since a semaphore counts in `u32`.
+const READ_AHEAD_UNIT_BYTES: u64 = 1 << 10;
 
 /// One SST of an open tree, with a place for its metadata.
 pub struct SstHandle {
@@ -136,6 +143,8 @@ pub struct SstStore {
     runs: Flights<u128, Arc<Run>>,
     metas: Flights<(u128, usize), Arc<SstMeta>>,
     blocks: Flights<(u128, usize), Stretch>,
+    /// Units of [`READ_AHEAD_BYTES_MAX`] that are free.
+    read_ahead: Arc<Semaphore>,
 }
 
 impl SstStore {
@@ -157,7 +166,20 @@ impl SstStore {
             runs: Flights::new(),
             metas: Flights::new(),
             blocks: Flights::new(),
+            read_ahead: Arc::new(Semaphore::new(READ_AHEAD_BYTES_MAX >> 10)),
         }
+    }
+
+    /// A share of the memory for read-ahead, given back when it is dropped; `None` where so many
+    /// bytes are not free.
+    pub fn read_ahead(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
+        let units = u32::try_from(bytes.div_ceil(READ_AHEAD_UNIT_BYTES)).ok()?;
+        Arc::clone(&self.read_ahead).try_acquire_many_owned(units).ok()
+    }
+
+    /// What the process takes from its machine.
+    pub fn env(&self) -> &Env {
+        &self.source.env
     }
 
     /// The database.
