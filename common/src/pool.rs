@@ -139,7 +139,7 @@ impl Drop for Owner {
 
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pool").field("threads_max", &self.owner.threads_max).finish()
+        f.debug_struct("Pool").field("threads_max", &self.owner.threads_max).finish_non_exhaustive()
     }
 }
 

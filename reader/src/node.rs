@@ -17,12 +17,17 @@ use cairn_common::store::cache::BlockCache;
 use cairn_common::store::damage::Damaged;
 use cairn_common::store::manifest::Snapshot;
 use cairn_common::store::object::Bucket;
+use cairn_common::types::Seq;
 
 use crate::config::Config;
 use crate::sights::{Sight, Sights};
 
 /// How long a request that met a missing object waits for a newer manifest.
 const RELOAD_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A seq this far above that of a fresh view was not given before the request's deadline: more than
+/// 200 takeovers, each of which leaves 2^24 seqs out, and a million batches a second for a minute.
+const SEQ_REACH: u64 = 1 << 32;
 
 /// The reader as its HTTP surface sees it.
 #[derive(Debug)]
@@ -73,6 +78,19 @@ impl ReaderNode {
         self.sights.latest().ok_or_else(waiting)
     }
 
+    /// Refuses a seq that no wait within a deadline can reach. A view that is not fresh says
+    /// nothing about how far the seqs have come.
+    fn within_reach(&self, seq: Seq) -> Answer<()> {
+        let Some(sight) = self.sights.latest() else { return Ok(()) };
+        let is_fresh = u128::from(sight.lag_ms(self.now())) <= self.max_staleness.as_millis();
+        let reached = sight.view.seq;
+        if is_fresh && seq.0 > reached.0.saturating_add(SEQ_REACH) {
+            let detail = format!("seq {seq} was never given: the newest view is at {reached}");
+            return Err(self.behind(Code::NotYet, detail));
+        }
+        Ok(())
+    }
+
     /// The problem, with the headers that say how far this reader is.
     fn behind(&self, code: Code, detail: String) -> Problem {
         let problem = Problem::new(code, detail);
@@ -91,6 +109,7 @@ impl Views for ReaderNode {
         let sight = match request.min_seq {
             None => self.first()?,
             Some(seq) => {
+                self.within_reach(seq)?;
                 let found = self.sights.at_least(seq, request.deadline.instant()).await;
                 found.ok_or_else(|| {
                     let detail = format!("no view at or above seq {seq} came in time");

@@ -147,8 +147,14 @@ fn start(
         clients.spawn_on(
             async move {
                 loop {
-                    let taken = ask_and_take(at, &request, &bytes, reads).await;
-                    if taken.is_err() {
+                    let taken = async {
+                        let stream = ask(at, &request).await?;
+                        if !reads {
+                            std::future::pending::<()>().await;
+                        }
+                        take(stream, &bytes).await
+                    };
+                    if taken.await.is_err() {
                         tokio::time::sleep(Duration::from_millis(100)).await;
                     }
                 }
@@ -174,20 +180,17 @@ fn many_keys() -> String {
 }
 
 async fn stream(at: SocketAddr, bytes: &AtomicU64) -> io::Result<()> {
-    ask_and_take(at, &head("/v1/kv", NDJSON), bytes, true).await
+    take(ask(at, &head("/v1/kv", NDJSON)).await?, bytes).await
 }
 
-async fn ask_and_take(
-    at: SocketAddr,
-    request: &str,
-    bytes: &AtomicU64,
-    reads: bool,
-) -> io::Result<()> {
+async fn ask(at: SocketAddr, request: &str) -> io::Result<TcpStream> {
     let mut stream = TcpStream::connect(at).await?;
     stream.write_all(request.as_bytes()).await?;
-    if !reads {
-        std::future::pending::<()>().await;
-    }
+    Ok(stream)
+}
+
+/// Takes all that comes.
+async fn take(mut stream: TcpStream, bytes: &AtomicU64) -> io::Result<()> {
     let mut buffer = vec![0; 64 << 10];
     loop {
         match stream.read(&mut buffer).await? {

@@ -251,6 +251,10 @@ impl Views for WriterNode {
             }
             (settled, _) => settled?,
         };
+        // Whoever asks for a seq beyond the newest would wait for a write of somebody else's.
+        if request.min_seq.is_some_and(|min_seq| min_seq > writer.front.newest_seq()) {
+            return Err(not_yet(&writer, &request));
+        }
         let view = async {
             if let Some(min_seq) = request.min_seq {
                 let reached = match request.level {

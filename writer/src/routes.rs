@@ -101,6 +101,7 @@ async fn batch(
     // The share counts the operations until the write is answered: they may wait to be taken.
     let (ops, _share) = read_batch(&arrival, &parts.headers, body).await?.into_parts();
     let ops = fold_ops(ops)?;
+    let _seat = arrival.write_seat()?;
     let writer = node.serving(arrival.deadline()).await?;
     let deadline = arrival.deadline().instant();
     let write = Write { ops, condition: None, durability, deadline };
@@ -114,6 +115,7 @@ async fn flush(
     request: Request<Body>,
 ) -> Answer<Response> {
     Params::parse(request.uri().query(), &[])?;
+    let _seat = arrival.write_seat()?;
     let writer = node.serving(arrival.deadline()).await?;
     let flushed = arrival.deadline().limit("memtables were flushed", writer.flush()).await?;
     let seq = match flushed {
@@ -138,6 +140,8 @@ async fn write_one(
     durability: Durability,
     arrival: &Arrival,
 ) -> Answer<Seq> {
+    // Before the write is taken: what is refused then was not applied.
+    let _seat = arrival.write_seat()?;
     let writer = node.serving(arrival.deadline()).await?;
     let condition = (!tests.is_empty()).then(|| Condition { key: op.key.clone(), tests });
     let deadline = arrival.deadline().instant();

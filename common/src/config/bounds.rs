@@ -13,6 +13,10 @@ const BOUNDS: &[(&str, &str, &str)] = &[
     // Of connections and requests: above the slowest link that is served, below what anybody waits.
     ("connections_max", "1", "1000000"),
     ("requests_max", "1", "1000000"),
+    ("waiting_bodies_max", "1", "1000000"),
+    ("waiting_reads_max", "1", "1000000"),
+    ("waiting_writes_max", "1", "1000000"),
+    ("scans_max", "1", "1000000"),
     ("request_memory", "4KiB", "1TiB"),
     ("reply_memory", "4KiB", "1TiB"),
     ("header_timeout", "10ms", "10min"),

@@ -26,7 +26,7 @@ mod shared;
 mod tests;
 mod units;
 
-pub use shared::{HttpLimits, LogFormat, SHARED, Shared};
+pub use shared::{HttpLimits, LogFormat, SHARED, Shared, WaitLimits};
 pub use units::{Size, Span};
 
 /// Every variable of ours begins with this.

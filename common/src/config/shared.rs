@@ -45,23 +45,54 @@ pub const SHARED: &[Setting] = &[
         "requests_max",
         Kind::Positive,
         "4096",
-        "Most requests in progress, streams under way included; more are refused at once with 503 \
-         overloaded. Durable writes wait one store PUT each, so throughput needs many",
+        "Most requests that are worked on at one time; more are refused at once with 503 \
+         overloaded. Those that wait are not among them, nor are scans",
+    ),
+    Setting::new(
+        "waiting_bodies_max",
+        Kind::Positive,
+        "8192",
+        "Most requests whose next bytes are awaited; beyond it the one that has been silent for \
+         the longest time is refused with 408. One for each connection; their bytes are counted \
+         in request_memory",
+    ),
+    Setting::new(
+        "waiting_reads_max",
+        Kind::Positive,
+        "4096",
+        "Most reads that wait for the store, or for the seq of cairn-min-seq; beyond it those \
+         that want the highest seq are refused with 503 not_yet, then others with overloaded. At \
+         30 ms for a GET, 100,000 cold reads a second need 3,000",
+    ),
+    Setting::new(
+        "waiting_writes_max",
+        Kind::Positive,
+        "8192",
+        "Most writes that wait to be durable; more are refused at once with 503 overloaded. Each \
+         waits one store PUT, so throughput needs many",
+    ),
+    Setting::new(
+        "scans_max",
+        Kind::Positive,
+        "1024",
+        "Most scans under way, pages and streams, also those whose clients take nothing; more \
+         are refused at once with 503 overloaded. Each holds a view, and up to 100 KiB of reply",
     ),
     Setting::new(
         "request_memory",
         Kind::Size,
         "256MiB",
         "Most bytes of request bodies, and of what was parsed from them, held at one time; more \
-         are refused with 503 overloaded. Four of the largest bodies of batches",
+         are refused with 503 overloaded. Three of the largest bodies of batches; what small \
+         bodies need is kept free of them",
     ),
     Setting::new(
         "reply_memory",
         Kind::Size,
         "256MiB",
         "Most bytes of replies held at one time, until their clients have taken them; more are \
-         refused with 503 overloaded, and streams wait. Eight full pages; the largest entry can \
-         take 96 MiB as JSON",
+         refused with 503 overloaded, streams wait, and pages end early. Six full pages; what \
+         small replies need is kept free of them; the largest entry can take 96 MiB as JSON",
     ),
     Setting::new(
         "header_timeout",
@@ -140,8 +171,11 @@ pub enum LogFormat {
 pub struct HttpLimits {
     /// Connections of one listener.
     pub connections_max: usize,
-    /// Requests in progress.
+    /// Requests that are worked on.
     pub requests_max: usize,
+    /// Requests that wait, and scans.
+    #[serde(flatten)]
+    pub waits: WaitLimits,
     /// Bytes of request bodies in memory.
     pub request_memory: Size,
     /// Bytes of replies in memory.
@@ -158,6 +192,25 @@ pub struct HttpLimits {
     pub request_timeout_max: Span,
     /// From the signal to the end of the last request.
     pub shutdown_grace: Span,
+}
+
+/// The bounds of what is not worked on all the time; each is explained in [`SHARED`].
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct WaitLimits {
+    /// For bytes of their bodies.
+    pub waiting_bodies_max: usize,
+    /// For the store, or a seq.
+    pub waiting_reads_max: usize,
+    /// For durability.
+    pub waiting_writes_max: usize,
+    /// Pages and streams under way.
+    pub scans_max: usize,
+}
+
+impl Default for WaitLimits {
+    fn default() -> Self {
+        HttpLimits::default().waits
+    }
 }
 
 impl Shared {

@@ -2,7 +2,8 @@
 //! deadline.
 //!
 //! **Invariant**: bytes are counted as they arrive, and room for a body is made as it fills. What
-//! a client announces and does not send takes nothing from the others.
+//! a client announces and does not send takes nothing from the others; while its next bytes are
+//! awaited, the request has no place among those that are worked on.
 
 use axum::body::Body;
 use bytes::Bytes;
@@ -10,6 +11,7 @@ use http_body_util::BodyExt as _;
 use tokio::time::timeout_at;
 
 use super::budget::{Held, Share};
+use super::places::Wait;
 use super::problem::{Answer, Code, Outcome, Problem};
 use super::request::Arrival;
 
@@ -96,7 +98,8 @@ impl Chunks {
         }
         let deadline = self.arrival.deadline().instant();
         loop {
-            let frame = match timeout_at(deadline, self.body.frame()).await {
+            let frame = timeout_at(deadline, self.body.frame());
+            let frame = match self.arrival.aside(Wait::Body, frame).await? {
                 Ok(None) => return Ok(None),
                 Ok(Some(Ok(frame))) => frame,
                 Ok(Some(Err(error))) => {

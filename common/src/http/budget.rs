@@ -5,6 +5,8 @@
 //! - A share counts what is there, never what is merely announced.
 //! - Whoever holds a share never waits for more of it: it grows at once or not at all. So two that
 //!   hold cannot wait for each other.
+//! - What a share has above [`SMALL_BYTES`] comes from three quarters of the budget: however many
+//!   large bodies and replies there are, small ones find room.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,33 +15,41 @@ use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
+use super::places::Places;
 use super::problem::{Answer, Code, Problem};
 use crate::config::HttpLimits;
 
 /// Budgets are counted in units of this many bytes, since a semaphore counts in `u32`.
 const UNIT_BYTES: usize = 1024;
+/// A body or a reply up to this size is a small one: nearly all that are not of bulk.
+const SMALL_BYTES: usize = 64 << 10;
 
 /// Bytes that may be in memory at one time.
 #[derive(Clone, Debug)]
 pub struct Budget {
     free: Arc<Semaphore>,
+    /// Of these, what shares may take above [`SMALL_BYTES`].
+    free_for_large: Arc<Semaphore>,
     units: usize,
     what: &'static str,
 }
 
-/// The two budgets of a process.
+/// What the requests of a process share.
 #[derive(Clone, Debug)]
 pub struct Budgets {
+    /// How many are worked on, and how many wait.
+    pub(super) places: Arc<Places>,
     /// Of request bodies, and of what was parsed from them.
-    pub requests: Budget,
+    pub(super) requests: Budget,
     /// Of replies, until their clients have taken them.
-    pub replies: Budget,
+    pub(super) replies: Budget,
 }
 
 impl Budgets {
     /// The budgets that these settings give.
     pub fn new(limits: &HttpLimits) -> Self {
         Self {
+            places: Arc::new(Places::new(limits)),
             requests: Budget::new("requests", limits.request_memory.to_usize()),
             replies: Budget::new("replies", limits.reply_memory.to_usize()),
         }
@@ -49,12 +59,13 @@ impl Budgets {
 impl Budget {
     fn new(what: &'static str, bytes: usize) -> Self {
         let units = (bytes / UNIT_BYTES).min(Semaphore::MAX_PERMITS);
-        Self { free: Arc::new(Semaphore::new(units)), units, what }
+        let free_for_large = Arc::new(Semaphore::new(units - units / 4));
+        Self { free: Arc::new(Semaphore::new(units)), free_for_large, units, what }
     }
 
     /// A share of nothing, to grow.
     pub fn empty(&self) -> Share {
-        Share { budget: self.clone(), permit: None }
+        Share { budget: self.clone(), permit: None, large: None }
     }
 
     /// A share of this many bytes.
@@ -72,14 +83,21 @@ impl Budget {
     /// # Errors
     /// `overloaded` where they do not become free in time, or never can.
     pub async fn share_within(&self, bytes: usize, wait_max: Duration) -> Answer<Share> {
-        let units = units(bytes);
-        if usize::try_from(units).is_ok_and(|units| units > self.units) {
+        let (units, large) = (units(bytes), large_units(bytes));
+        let never = |wanted: u32, of: usize| usize::try_from(wanted).is_ok_and(|w| w > of);
+        if never(units, self.units) || never(large, self.units - self.units / 4) {
             return Err(self.refusal());
         }
-        let permit = Arc::clone(&self.free).acquire_many_owned(units);
-        match timeout(wait_max, permit).await {
-            Ok(Ok(permit)) => Ok(Share { budget: self.clone(), permit: Some(permit) }),
-            Ok(Err(_)) | Err(_) => Err(self.refusal()),
+        // SUBTLE: in this order for all, so that two that hold one of the two cannot wait for
+        // each other.
+        let permits = async {
+            let large = Arc::clone(&self.free_for_large).acquire_many_owned(large).await.ok()?;
+            let permit = Arc::clone(&self.free).acquire_many_owned(units).await.ok()?;
+            Some((Some(permit), Some(large)))
+        };
+        match timeout(wait_max, permits).await {
+            Ok(Some((permit, large))) => Ok(Share { budget: self.clone(), permit, large }),
+            Ok(None) | Err(_) => Err(self.refusal()),
         }
     }
 
@@ -92,11 +110,35 @@ fn units(bytes: usize) -> u32 {
     u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX)
 }
 
+/// What of so many bytes is above [`SMALL_BYTES`].
+fn large_units(bytes: usize) -> u32 {
+    units(bytes.saturating_sub(SMALL_BYTES))
+}
+
 /// A part of a budget, given back when it is dropped.
 #[derive(Debug)]
 pub struct Share {
     budget: Budget,
     permit: Option<OwnedSemaphorePermit>,
+    large: Option<OwnedSemaphorePermit>,
+}
+
+/// Makes a permit one of this many units; false, and as it was, where what is missing is not free.
+fn adjust(permit: &mut Option<OwnedSemaphorePermit>, free: &Arc<Semaphore>, wanted: u32) -> bool {
+    let held = permit.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+    let wanted_units = usize::try_from(wanted).unwrap_or(usize::MAX);
+    if wanted_units < held {
+        let surplus = permit.as_mut().and_then(|permit| permit.split(held - wanted_units));
+        drop(surplus);
+    } else if wanted_units > held {
+        let missing = wanted - u32::try_from(held).unwrap_or(wanted);
+        let Ok(more) = Arc::clone(free).try_acquire_many_owned(missing) else { return false };
+        match permit {
+            Some(permit) => permit.merge(more),
+            None => *permit = Some(more),
+        }
+    }
+    true
 }
 
 impl Share {
@@ -105,20 +147,16 @@ impl Share {
     /// # Errors
     /// `overloaded` where what is missing is not free; the share stays as it is.
     pub fn resize(&mut self, bytes: usize) -> Answer<()> {
-        let held = self.permit.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        let wanted = units(bytes);
-        let wanted_units = usize::try_from(wanted).unwrap_or(usize::MAX);
-        if wanted_units < held {
-            let surplus = self.permit.as_mut().and_then(|permit| permit.split(held - wanted_units));
-            drop(surplus);
-        } else if wanted_units > held {
-            let missing = wanted - u32::try_from(held).unwrap_or(wanted);
-            let free = Arc::clone(&self.budget.free);
-            let more = free.try_acquire_many_owned(missing).map_err(|_| self.budget.refusal())?;
-            match &mut self.permit {
-                Some(permit) => permit.merge(more),
-                None => self.permit = Some(more),
-            }
+        let Self { budget, permit, large } = self;
+        let before = large.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        if !adjust(large, &budget.free_for_large, large_units(bytes)) {
+            return Err(budget.refusal());
+        }
+        if !adjust(permit, &budget.free, units(bytes)) {
+            // It only shrinks here.
+            let before = u32::try_from(before).unwrap_or(u32::MAX);
+            adjust(large, &budget.free_for_large, before);
+            return Err(budget.refusal());
         }
         Ok(())
     }
@@ -180,6 +218,18 @@ mod tests {
         assert!(budget.share(10 * UNIT_BYTES).is_err());
         drop(share);
         assert!(budget.share(10 * UNIT_BYTES).is_ok());
+    }
+
+    #[test]
+    fn large_ones_leave_room_for_small_ones() {
+        let budget = Budget::new("tests", 1 << 20);
+        let large = budget.share(600 << 10).unwrap();
+        assert!(budget.share(400 << 10).is_err(), "above three quarters");
+        let small: Vec<_> = (0..6).map(|_| budget.share(SMALL_BYTES).unwrap()).collect();
+        assert!(budget.share(SMALL_BYTES).is_err(), "and all of it is taken");
+        drop((large, small));
+        assert!(budget.share((768 << 10) + SMALL_BYTES).is_ok());
+        assert_eq!(budget.free_for_large.available_permits(), 768);
     }
 
     #[test]

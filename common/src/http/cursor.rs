@@ -1,8 +1,11 @@
 //! Cursors: where the next page of a scan begins.
 //!
-//! **Layout**: base64url of `version (1 byte) | digest of the bounds (8 bytes) | last key`. Opaque
+//! **Layout**: base64url of `version (1 byte) | digest of the bounds (8 bytes) | position`. Opaque
 //! to clients; the digest ties a cursor to its bounds and direction, so that one of another scan
 //! is refused instead of answered with something else.
+//!
+//! A position is a key, whether or not any entry has it: forward, the rest of the scan begins with
+//! it; in reverse, it ends just below it. An empty one is the beginning of the scan.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -10,6 +13,7 @@ use bytes::Bytes;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::problem::{Answer, Problem};
+use crate::read::scan::Position;
 use crate::types::{Direction, KeyRange};
 
 const VERSION: u8 = 1;
@@ -23,29 +27,40 @@ pub(super) struct Bounds {
 }
 
 impl Bounds {
-    /// The cursor of a page that ended with this key.
-    pub(super) fn cursor(&self, last_key: &[u8]) -> String {
-        URL_SAFE_NO_PAD.encode([&[VERSION][..], &self.digest(), last_key].concat())
+    /// The cursor of a page over `rest` of the bounds that came this far.
+    pub(super) fn cursor(&self, rest: &KeyRange, position: Position<'_>) -> String {
+        // The smallest key above another is the same with a zero behind it.
+        let (key, zero): (&[u8], &[u8]) = match (self.direction, position) {
+            (Direction::Forward, Position::Start) => (&rest.start, &[]),
+            (Direction::Reverse, Position::Start) => (rest.end.as_deref().unwrap_or(&[]), &[]),
+            (Direction::Forward, Position::At(key))
+            | (Direction::Reverse, Position::After(key)) => (key, &[]),
+            (Direction::Forward, Position::After(key))
+            | (Direction::Reverse, Position::At(key)) => (key, &[0]),
+        };
+        URL_SAFE_NO_PAD.encode([&[VERSION][..], &self.digest(), key, zero].concat())
     }
 
-    /// What is left of the range behind a cursor.
+    /// What is left of the range from a cursor on.
     pub(super) fn resume(&self, cursor: &str) -> Answer<KeyRange> {
         let foreign = || Problem::argument("cursor", "does not belong to these bounds");
         let bytes = URL_SAFE_NO_PAD.decode(cursor).map_err(|_| foreign())?;
-        let last_key = bytes.strip_prefix(&[VERSION]).and_then(|rest| {
-            let (digest, last_key) = rest.split_at_checked(DIGEST_BYTES)?;
-            (digest == self.digest()).then_some(last_key)
+        let position = bytes.strip_prefix(&[VERSION]).and_then(|rest| {
+            let (digest, position) = rest.split_at_checked(DIGEST_BYTES)?;
+            (digest == self.digest()).then_some(position)
         });
-        let last_key = last_key.filter(|key| self.range.contains(key)).ok_or_else(foreign)?;
+        let position = position.ok_or_else(foreign)?;
+        let KeyRange { start, end } = self.range.clone();
+        if position.is_empty() {
+            return Ok(self.range.clone());
+        }
+        if position < &*start || end.as_ref().is_some_and(|end| position > &**end) {
+            return Err(foreign());
+        }
+        let position = Bytes::copy_from_slice(position);
         Ok(match self.direction {
-            // The smallest key above another is the same with a zero behind it.
-            Direction::Forward => {
-                KeyRange { start: [last_key, &[0]].concat().into(), end: self.range.end.clone() }
-            }
-            Direction::Reverse => KeyRange {
-                start: self.range.start.clone(),
-                end: Some(Bytes::copy_from_slice(last_key)),
-            },
+            Direction::Forward => KeyRange { start: position, end },
+            Direction::Reverse => KeyRange { start, end: Some(position) },
         })
     }
 
@@ -77,19 +92,42 @@ mod tests {
         Bounds { range, direction }
     }
 
+    impl Bounds {
+        fn rest(&self, position: Position<'_>) -> KeyRange {
+            self.resume(&self.cursor(&self.range, position)).unwrap()
+        }
+    }
+
     #[test]
-    fn a_page_goes_on_right_behind_the_last_key() {
+    fn a_page_goes_on_where_the_last_one_came_to() {
         let forward = bounds("a", Some("c"), Direction::Forward);
-        let rest = forward.resume(&forward.cursor(b"b")).unwrap();
-        assert!(!rest.contains(b"b") && rest.contains(b"b\0") && !rest.contains(b"c"));
+        let after = forward.rest(Position::After(b"b"));
+        assert!(!after.contains(b"b") && after.contains(b"b\0") && !after.contains(b"c"));
+        let at = forward.rest(Position::At(b"b"));
+        assert!(!at.contains(b"az") && at.contains(b"b") && !at.contains(b"c"));
         let reverse = bounds("a", Some("c"), Direction::Reverse);
-        let rest = reverse.resume(&reverse.cursor(b"b")).unwrap();
-        assert!(!rest.contains(b"b") && rest.contains(b"az") && rest.contains(b"a"));
+        let after = reverse.rest(Position::After(b"b"));
+        assert!(!after.contains(b"b") && after.contains(b"az") && after.contains(b"a"));
+        let at = reverse.rest(Position::At(b"b"));
+        assert!(!at.contains(b"b\0") && at.contains(b"b") && at.contains(b"a"));
+    }
+
+    #[test]
+    fn a_page_that_came_nowhere_is_asked_again() {
+        for direction in [Direction::Forward, Direction::Reverse] {
+            for bounds in [bounds("a", Some("c"), direction), bounds("", None, direction)] {
+                assert_eq!(bounds.rest(Position::Start), bounds.range);
+                let rest = bounds.rest(Position::After(b"b"));
+                let again = bounds.resume(&bounds.cursor(&rest, Position::Start));
+                assert_eq!(again.unwrap(), rest);
+            }
+        }
     }
 
     #[test]
     fn a_cursor_goes_with_its_bounds_alone() {
-        let cursor = bounds("a", Some("c"), Direction::Forward).cursor(b"b");
+        let of = |bounds: &Bounds, key| bounds.cursor(&bounds.range, Position::At(key));
+        let cursor = of(&bounds("a", Some("c"), Direction::Forward), b"b");
         for other in [
             bounds("a", Some("c"), Direction::Reverse),
             bounds("a", Some("d"), Direction::Forward),
@@ -99,7 +137,7 @@ mod tests {
             assert!(other.resume(&cursor).is_err(), "{other:?}");
         }
         let forward = bounds("a", Some("c"), Direction::Forward);
-        for wrong in ["", "?", "AQ", &forward.cursor(b"z"), &forward.cursor(b"")] {
+        for wrong in ["", "?", "AQ", &of(&forward, b"z"), &of(&forward, b"Z")] {
             assert!(forward.resume(wrong).is_err(), "{wrong}");
         }
     }

@@ -4,13 +4,8 @@
 //! - An entry is measured before it is written: JSON makes up to six bytes of one.
 //! - Room is taken before memory is: a reply that does not fit is refused, not begun.
 
-use std::pin::Pin;
-use std::task::{Context, Poll};
-
-use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
-use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use super::api::{EntryBody, reply};
 use super::budget::{Held, Share};
@@ -69,7 +64,11 @@ impl Draft {
         Ok(())
     }
 
-    fn reserve(&mut self, bytes: usize) -> Answer<()> {
+    /// Makes room for this many bytes behind it.
+    ///
+    /// # Errors
+    /// As [`Draft::frame`].
+    pub(super) fn reserve(&mut self, bytes: usize) -> Answer<()> {
         let needed = self.out.len() + bytes;
         if needed > self.out.capacity() {
             let step = self.out.capacity().clamp(STEP_BYTES_MIN, STEP_BYTES_MAX);
@@ -91,38 +90,5 @@ impl Draft {
     /// All of a reply of this media type.
     pub(super) fn finish(self, media_type: &'static str) -> Response {
         reply(media_type, self.into_bytes())
-    }
-}
-
-/// A body that keeps something until it has been handed over whole, or is dropped.
-#[derive(Debug)]
-pub(super) struct Keeping<T> {
-    body: Body,
-    _kept: T,
-}
-
-impl<T> Keeping<T> {
-    pub(super) fn new(body: Body, kept: T) -> Self {
-        Self { body, _kept: kept }
-    }
-}
-
-impl<T: Unpin> HttpBody for Keeping<T> {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }

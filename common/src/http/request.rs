@@ -15,6 +15,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::budget::Budgets;
 use super::keys::percent_decode;
+use super::places::Place;
 use super::problem::{Answer, Code, Problem};
 use crate::config::{HttpLimits, Span};
 use crate::types::Seq;
@@ -46,6 +47,12 @@ impl Deadline {
         self.0
     }
 
+    /// A moment before it, so that what is there by then can still be sent: a tenth of what is
+    /// left, a quarter of a second at most.
+    pub(super) fn early(self) -> Instant {
+        self.0 - (self.remaining() / 10).min(Duration::from_millis(250))
+    }
+
     /// What is left of it; zero once it has passed.
     #[expect(clippy::disallowed_methods, reason = "deadlines follow the clock of timers")]
     pub fn remaining(self) -> Duration {
@@ -66,6 +73,7 @@ impl Deadline {
 pub struct Arrival {
     deadline: Deadline,
     budgets: Budgets,
+    place: Place,
 }
 
 impl Arrival {
@@ -78,12 +86,18 @@ impl Arrival {
                 Err(what) => return Err(Problem::argument("cairn-timeout", what)),
             },
         };
-        Ok(Self { deadline: Deadline::after(asked), budgets: budgets.clone() })
+        let place = Place::new(&budgets.places);
+        Ok(Self { deadline: Deadline::after(asked), budgets: budgets.clone(), place })
     }
 
     /// When the answer is due.
     pub fn deadline(&self) -> Deadline {
         self.deadline
+    }
+
+    /// Its place among the requests that are worked on.
+    pub(super) fn place(&self) -> &Place {
+        &self.place
     }
 
     /// What its body and its reply are counted against.

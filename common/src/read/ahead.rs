@@ -6,9 +6,9 @@
 //!
 //! **Invariants**
 //! - A fetch runs as a task that its cursor owns: dropping the cursor ends it.
-//! - What is larger than [`FREE_BYTES`], and all that is ahead, is counted against the memory of all
-//!   scans ([`SstStore::read_ahead`]) until it has been consumed. Where there is none left, a scan
-//!   goes on with small fetches, one at a time: slower, never refused.
+//! - What is larger than [`FREE_BYTES`], and all that is ahead, is counted against the memory of
+//!   all scans ([`SstStore::read_ahead`]) until it has been consumed. If there is none left, a
+//!   scan continues with small fetches, one at a time: slower, never refused.
 
 use std::fmt;
 use std::ops::Range;
@@ -102,7 +102,7 @@ impl Fetch {
             (_, None) => (Plan::of(&wanted, course, FREE_BYTES), None),
         };
         let how = (plan.clone(), course.direction);
-        let work = Work::Here(Box::pin(land(Arc::clone(store), wanted.handle.clone(), how)));
+        let work = Work::Here(Box::pin(land(Arc::clone(store), Arc::clone(&wanted.handle), how)));
         Self::new(wanted, plan, work, share)
     }
 
@@ -112,7 +112,7 @@ impl Fetch {
         let share = Some(share?);
         let mut task = JoinSet::new();
         let how = (plan.clone(), course.direction);
-        task.spawn(land(Arc::clone(store), wanted.handle.clone(), how));
+        task.spawn(land(Arc::clone(store), Arc::clone(&wanted.handle), how));
         Some(Self::new(wanted, plan, Work::Ahead(task), share))
     }
 
@@ -182,7 +182,10 @@ impl Fetch {
 impl fmt::Debug for Fetch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let brings = self.extent.as_ref().map(|extent| &extent.brings);
-        f.debug_struct("Fetch").field("place", &self.place).field("brings", &brings).finish()
+        f.debug_struct("Fetch")
+            .field("place", &self.place)
+            .field("brings", &brings)
+            .finish_non_exhaustive()
     }
 }
 

@@ -186,18 +186,17 @@ impl RunCursor {
     /// What the hungry cursor needs first.
     fn needed(&self) -> Option<Wanted> {
         let blocks = self.fetch_blocks;
-        match &self.current {
-            Some(open) => Some(Wanted {
+        if let Some(open) = &self.current {
+            let left = Some((Arc::clone(&open.meta), open.left.clone()));
+            return Some(Wanted {
                 place: open.place,
                 handle: Arc::clone(&open.handle),
-                left: Some((Arc::clone(&open.meta), open.left.clone())),
+                left,
                 blocks,
-            }),
-            None => {
-                let (place, handle) = self.next_sst()?;
-                Some(Wanted { place, handle: Arc::clone(handle), left: None, blocks })
-            }
+            });
         }
+        let (place, handle) = self.next_sst()?;
+        Some(Wanted { place, handle: Arc::clone(handle), left: None, blocks })
     }
 
     /// Whether a fetch brings what the hungry cursor needs first.

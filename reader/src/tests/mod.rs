@@ -449,6 +449,23 @@ async fn a_read_waits_for_its_seq_and_the_bucket_is_asked_more_often() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_seq_out_of_reach_is_not_waited_for() {
+    let mut site = Site::new().await;
+    let _tasks = site.follow();
+    site.sights.first().await;
+    let clock = Arc::clone(&site.author.env.clock);
+    let began = clock.boot();
+    let headers = [("cairn-min-seq", "9007199254740991"), ("cairn-timeout", "60s")];
+    let (status, _, body) = site.get("/v1/kv/a", &headers).await;
+    assert_eq!((status, clock.boot().saturating_sub(began)), (503, Duration::ZERO));
+    assert!(body.contains("not_yet"), "{body}");
+    // Of a seq that a takeover may have jumped to, it is not known.
+    let headers = [("cairn-min-seq", "16777216"), ("cairn-timeout", "3s")];
+    let (status, _, _) = site.get("/v1/kv/a", &headers).await;
+    assert_eq!((status, clock.boot().saturating_sub(began)), (503, Duration::from_secs(3)));
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_bucket_is_polled_at_its_interval() {
     let mut site = Site::new().await;
     let _tasks = site.follow();

@@ -4,7 +4,7 @@
 //! choose (keys, unknown paths), so the number of series is bounded.
 
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::collector::Collector;
@@ -17,11 +17,13 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 pub use prometheus_client::registry::Registry;
 
+use super::places::Places;
 use crate::build::VERSION;
 use crate::store::cache::BlockCache;
 use crate::store::object::Bucket;
 
 mod cache;
+mod places;
 mod store;
 
 /// The content type of `/metrics`.
@@ -101,6 +103,12 @@ impl Metrics {
     /// Adds the counters of the block cache.
     pub fn register_cache(&self, cache: BlockCache) {
         let collector = Box::new(cache::CacheCollector { cache });
+        self.register(|registry| registry.register_collector(collector));
+    }
+
+    /// Adds how many requests are worked on, and how many wait.
+    pub(super) fn register_places(&self, places: Arc<Places>) {
+        let collector = Box::new(places::PlacesCollector { places });
         self.register(|registry| registry.register_collector(collector));
     }
 

@@ -23,6 +23,7 @@ use super::batch::read_keys;
 use super::budget::Held;
 use super::conditions::{Conditions, Failed};
 use super::keys::{self, Key};
+use super::places::Wait;
 use super::problem::{Answer, Code, Problem};
 use super::reply::Draft;
 use super::request::{Arrival, Deadline, Params, Staleness, min_seq, staleness};
@@ -40,6 +41,9 @@ const GET_KEYS_AT_FIRST: usize = 8;
 const GET_KEYS_TOGETHER_MAX: usize = 64;
 /// Bytes of values that are held beside the reply, as far as the values before foretell.
 const GET_TOGETHER_BYTES: usize = 16 * 1024 * 1024;
+
+/// Bytes of values that are written as JSON on the calling task: a fraction of a millisecond.
+pub(super) const INLINE_BYTES_MAX: usize = 64 << 10;
 
 /// What a read asks of the view that answers it.
 #[derive(Clone, Copy, Debug)]
@@ -180,7 +184,7 @@ async fn get_one<V: Views>(
     let params = Params::parse(uri.query(), &["level"])?;
     let request = ReadRequest::parse(&headers, &params, &arrival)?;
     let conditions = Conditions::parse(&headers)?;
-    let (found, about) = find(&*views, &key.0, request).await?;
+    let (found, about) = find(&*views, &key.0, (request, &arrival)).await?;
     let Some(found) = found else {
         return Err(about.on(Problem::new(Code::NotFound, "there is no such key")));
     };
@@ -200,16 +204,26 @@ async fn get_one<V: Views>(
     Ok(response)
 }
 
+/// A view for this request, which has no place while it waits for it.
+pub(super) async fn view_for<V: Views>(
+    views: &V,
+    request: ReadRequest,
+    arrival: &Arrival,
+) -> Answer<Answerable> {
+    let wait = Wait::Read(request.min_seq.map_or(0, |seq| seq.0));
+    arrival.aside(wait, views.view(request)).await?
+}
+
 async fn find<V: Views>(
     views: &V,
     key: &[u8],
-    request: ReadRequest,
+    (request, arrival): (ReadRequest, &Arrival),
 ) -> Answer<(Option<Found>, ReadHeaders)> {
     let mut attempt = Attempt::default();
     loop {
-        let answerable = views.view(request).await?;
-        let read = answerable.view.get(key, answerable.now_ms);
-        match request.deadline.limit("reading", read).await? {
+        let answerable = view_for(views, request, arrival).await?;
+        let read = request.deadline.limit("reading", answerable.view.get(key, answerable.now_ms));
+        match arrival.aside(Wait::Read(0), read).await?? {
             Ok(found) => return Ok((found, answerable.headers())),
             Err(error) => attempt.restart(views, &answerable.view, error).await?,
         }
@@ -228,10 +242,11 @@ async fn get_many<V: Views>(
     let (keys, _share) = read_keys(&arrival, &headers, body).await?.into_parts();
     let mut attempt = Attempt::default();
     loop {
-        let answerable = views.view(request).await?;
+        let answerable = view_for(&*views, request, &arrival).await?;
         let draft = Draft::new(arrival.budgets().replies.empty());
         let read = write_found(draft, &answerable, &keys);
-        match request.deadline.limit("reading", read).await? {
+        let read = request.deadline.limit("reading", read);
+        match arrival.aside(Wait::Read(0), read).await?? {
             Ok(draft) => {
                 let mut response = draft.finish(JSON);
                 answerable.headers().put(response.headers_mut());
@@ -249,32 +264,51 @@ async fn write_found(
     keys: &[Bytes],
 ) -> Result<Draft, Unanswered> {
     draft.frame(format!("{{\"seq\":{},\"entries\":[", answerable.view.seq))?;
-    let mut separator = "";
+    let all_keys = keys.len();
     let mut together = Together::default();
     let mut rest = keys;
     while let Some((keys, behind)) = rest.split_at_checked(together.keys.min(rest.len())) {
         if keys.is_empty() {
             break;
         }
+        let is_first = rest.len() == all_keys;
         rest = behind;
         let found = answerable.view.get_many(keys, answerable.now_ms).await?;
         together.learn(&found);
-        for (key, found) in keys.iter().zip(found) {
-            draft.frame(separator)?;
-            separator = ",";
-            let Some(found) = found else {
-                draft.frame("null")?;
-                continue;
-            };
-            if draft.bytes() >= GET_REPLY_BYTES_MAX {
-                let detail =
-                    format!("the reply is larger than {GET_REPLY_BYTES_MAX} bytes; ask for fewer");
-                return Err(Problem::new(Code::TooLarge, detail).into());
-            }
-            draft.entry(&EntryBody { key, value: Some(&found.value), seq: found.seq })?;
-        }
+        let bytes: usize = found.iter().flatten().map(|found| found.value.len()).sum();
+        let found: Vec<_> = keys.iter().cloned().zip(found).collect();
+        let write = move || write_together(draft, if is_first { "" } else { "," }, &found);
+        let written = if is_first && bytes <= INLINE_BYTES_MAX {
+            write()
+        } else {
+            answerable.view.tree.ssts.env().cpu.run_bulk(write).await
+        };
+        draft = written?;
     }
     draft.frame("]}")?;
+    Ok(draft)
+}
+
+/// Puts the entries of some keys behind what is there.
+fn write_together(
+    mut draft: Draft,
+    mut separator: &'static str,
+    found: &[(Bytes, Option<Found>)],
+) -> Answer<Draft> {
+    for (key, found) in found {
+        draft.frame(separator)?;
+        separator = ",";
+        let Some(found) = found else {
+            draft.frame("null")?;
+            continue;
+        };
+        if draft.bytes() >= GET_REPLY_BYTES_MAX {
+            let detail =
+                format!("the reply is larger than {GET_REPLY_BYTES_MAX} bytes; ask for fewer");
+            return Err(Problem::new(Code::TooLarge, detail));
+        }
+        draft.entry(&EntryBody { key, value: Some(&found.value), seq: found.seq })?;
+    }
     Ok(draft)
 }
 

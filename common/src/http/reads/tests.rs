@@ -7,6 +7,8 @@ use axum::body::to_bytes;
 use axum::extract::Request;
 use futures::StreamExt as _;
 use http::Response;
+use object_store::memory::InMemory;
+use object_store::throttle::{ThrottleConfig, ThrottledStore};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
@@ -14,15 +16,18 @@ use uuid::Uuid;
 
 use super::*;
 use crate::clock::SystemClock;
-use crate::config::{HttpLimits, Size};
-use crate::env::Env;
+use crate::config::{HttpLimits, Size, WaitLimits};
+use crate::env::{Cpu, Env};
 use crate::format::manifest::{Manifest, SstInfo};
 use crate::format::path::{ManifestId, OutputId};
 use crate::format::unknown::Unknown;
 use crate::http::api::{NDJSON, Status};
+use crate::http::budget::Budgets;
 use crate::http::metrics::Metrics;
+use crate::http::rows::{Form, Rows, Shows, Slices, Then};
 use crate::http::surface::{Node, Surface};
 use crate::lsm::memtable::Memtable;
+use crate::read::scan::Position;
 use crate::read::view::OpenTree;
 use crate::store::cache::BlockCache;
 use crate::store::damage::Damaged;
@@ -74,7 +79,7 @@ impl Node for Fixed {
 
 /// A view of one memtable: one batch a pair, from seq 1 on.
 fn view(pairs: &[(&[u8], &[u8])], l0: Vec<SstInfo>) -> Arc<View> {
-    let env = Env::system();
+    let env = Env { cpu: Cpu::Inline, ..Env::system() };
     let bucket = Bucket::open("memory://", StoreSettings::default(), env.clone()).unwrap();
     let (database, cache) = (Uuid::from_u128(1), BlockCache::memory_only(1 << 20));
     let ssts = Arc::new(SstStore::new(bucket, database, cache, MetaBudget { bytes: 1 << 20 }, env));
@@ -419,12 +424,16 @@ async fn replies_are_counted_until_they_are_taken() {
         assert_eq!(status_of_get(&site, &keys(1)).await, 503, "{uri}");
         assert_eq!(site.json("/v1/kv?prefix=b").await.1["code"], "overloaded");
         // What a connection has not sent yet is all that is left of a reply.
-        let bytes = to_bytes(reply.into_body(), usize::MAX).await.unwrap();
+        let bytes: Vec<_> = reply.into_body().into_data_stream().collect().await;
         assert_eq!(ask("/v1/kv/b").await.status(), 503, "{uri}");
         drop(bytes);
     }
     assert_eq!(site.json("/v1/kv?limit=1").await.0, 200);
-    assert_eq!(site.json("/v1/kv").await.0, 503, "both are more than there may be");
+    let (status, page) = site.json("/v1/kv").await;
+    assert_eq!(status, 200, "both are more than there may be: the page ends early");
+    assert_eq!(page["entries"].as_array().unwrap().len(), 1);
+    let rest = format!("/v1/kv?cursor={}", page["cursor"].as_str().unwrap());
+    assert_eq!(site.json(&rest).await.1["entries"][0]["key"], "b");
 }
 
 #[tokio::test(start_paused = true)]
@@ -471,6 +480,112 @@ async fn a_request_is_restarted_once_when_an_object_is_gone() {
     let site = Site::new(vec![damaged(), damaged()]);
     let body = r#"{"keys":["k"]}"#;
     assert_eq!(site.ask(Request::post("/v1/get"), body).await.0.status(), 500);
+}
+
+/// A view whose one SST never answers.
+fn silent(pairs: &[(&[u8], &[u8])]) -> Arc<View> {
+    let env = Env { cpu: Cpu::Inline, ..Env::system() };
+    let day = std::time::Duration::from_hours(24);
+    let wait = ThrottleConfig { wait_get_per_call: day, ..ThrottleConfig::default() };
+    let store = Arc::new(ThrottledStore::new(InMemory::new(), wait));
+    let bucket = Bucket::new(store, "db", StoreSettings::default(), env.clone()).unwrap();
+    let (database, cache) = (Uuid::from_u128(1), BlockCache::memory_only(1 << 20));
+    let ssts = Arc::new(SstStore::new(bucket, database, cache, MetaBudget { bytes: 1 << 20 }, env));
+    let view = view(pairs, vec![]);
+    let id = ManifestId { version: 1, uuid: Uuid::from_u128(2) };
+    let first_key = Bytes::from("m");
+    let l0 = vec![SstInfo { first_key, ..gone() }];
+    let manifest = Manifest { l0, ..Manifest::empty(database, id) };
+    let tree = OpenTree::new(&ssts, Arc::new(manifest), None);
+    Arc::new(View::new(view.memtables.clone(), Arc::new(tree), view.seq))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_page_that_meets_its_deadline_ends_with_a_cursor() {
+    let site = Site::new(vec![silent(&[(b"a", b"1"), (b"b", b"2")])]);
+    for reverse in [false, true] {
+        let uri = format!("/v1/kv?reverse={reverse}");
+        let (status, page) = site.json(&uri).await;
+        assert_eq!((status, &page["entries"]), (200, &json!([])), "{page}");
+        // Nothing was examined: the rest is all of it.
+        let cursor = page["cursor"].as_str().unwrap();
+        let (status, again) = site.json(&format!("{uri}&cursor={cursor}")).await;
+        assert_eq!((status, &again["cursor"]), (200, &page["cursor"]));
+    }
+    let bounded = site.json("/v1/kv?end=m").await.1;
+    assert_eq!(
+        (bounded["entries"].as_array().unwrap().len(), &bounded["cursor"]),
+        (2, &Value::Null)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_without_a_row_by_its_deadline_has_a_head() {
+    let site = Site::new(vec![silent(&[])]);
+    let request = Request::get("/v1/kv").header("accept", NDJSON).body(Body::empty()).unwrap();
+    let reply = site.router.clone().oneshot(request).await.unwrap();
+    assert_eq!(reply.status(), 200);
+    let mut pieces = reply.into_body().into_data_stream();
+    assert!(pieces.next().await.unwrap().is_err(), "and breaks off when the store is given up");
+}
+
+#[tokio::test]
+async fn pages_go_on_through_keys_that_are_not_live() {
+    let dead = |number: u64| {
+        let op = Op { key: forest_key(number), payload: Payload::Tombstone, expires_ms: None };
+        Batch { seq: Seq(number + 1), ops: vec![op] }
+    };
+    let memtable = Memtable::new();
+    for number in 0..5_000 {
+        memtable.insert(&dead(number));
+    }
+    let op = Op { key: "z".into(), payload: Payload::Value("x".into()), expires_ms: None };
+    memtable.insert(&Batch { seq: Seq(5_001), ops: vec![op] });
+    let empty = view(&[], vec![]);
+    let view = View::new(vec![Arc::new(memtable)], Arc::clone(&empty.tree), Seq(5_001));
+    let mut rows = Rows::new(
+        view.scan(&crate::types::KeyRange::all(), crate::types::Direction::Forward, 0),
+        (Shows::KeysAndValues, Form::Page),
+        10,
+        Budgets::new(&HttpLimits::default()).replies,
+    );
+    rows.begin("[").unwrap();
+    let env = Env { cpu: Cpu::Inline, ..Env::system() };
+    let mut slices = Slices::new(rows, env.cpu.clone(), Arc::clone(&env.clock));
+    let mut last = 0;
+    loop {
+        let then = slices.next(None).await.unwrap().unwrap();
+        if matches!(then, Then::End) {
+            break;
+        }
+        assert!(matches!(then, Then::Pause), "{then:?}");
+        let Position::After(key) = slices.rows().position() else {
+            panic!("it has come somewhere")
+        };
+        let seen: u64 = std::str::from_utf8(&key[1..]).unwrap().parse().unwrap();
+        assert!(seen > last, "each slice gets on");
+        last = seen;
+    }
+    assert!(last > 0);
+    let draft = slices.rows().take_draft().unwrap();
+    assert!(draft.into_bytes().ends_with(b"\"etag\":\"5001\"}"));
+}
+
+fn forest_key(number: u64) -> Bytes {
+    format!("k{number:08}").into()
+}
+
+#[tokio::test]
+async fn scans_have_no_place_and_a_bound_of_their_own() {
+    let waits = WaitLimits { scans_max: 1, ..WaitLimits::default() };
+    let limits = HttpLimits { requests_max: 1, waits, ..HttpLimits::default() };
+    let site = Site::with_limits(vec![view(&[(b"a", b"1")], vec![])], limits);
+    let request = Request::get("/v1/kv").header("accept", NDJSON).body(Body::empty()).unwrap();
+    let stream = site.router.clone().oneshot(request).await.unwrap();
+    assert_eq!(site.json("/v1/kv").await.1["code"], "overloaded", "one scan is under way");
+    assert_eq!(site.get("/v1/kv/a", &[]).await.0.status(), 200);
+    drop(stream);
+    assert_eq!(site.json("/v1/kv").await.0, 200);
 }
 
 proptest! {

@@ -8,6 +8,8 @@
 //!
 //! - `head` lasts at most `header_timeout`; `idle` is bounded by hyper's own timer.
 //! - A write that makes no progress for `stall_timeout` ends the connection.
+//! - A client that takes bytes as fast as they come would keep a thread of the runtime for
+//!   megabytes on end: after [`BURST_BYTES_MAX`] its connection lets others go first.
 //! - When a reply is sent before the request's body was read to its end, closing at once would
 //!   make the kernel reset the connection and the client lose the reply. So the closing side
 //!   sends its FIN and discards a bounded rest first ("lingering close", as nginx does).
@@ -37,6 +39,9 @@ const LINGER_BYTES_MAX: usize = 64 << 20;
 const LINGER_TIME_MAX: Duration = Duration::from_secs(5);
 /// How much is discarded in one go.
 const LINGER_CHUNK_BYTES: usize = 16 << 10;
+
+/// Bytes that a connection sends before it lets others go first: a tenth of a millisecond.
+const BURST_BYTES_MAX: usize = 256 << 10;
 
 const IDLE: u8 = 0;
 const HEAD: u8 = 1;
@@ -82,6 +87,8 @@ pub(super) struct Watched {
     line: RequestLine,
     answers: Answers,
     linger: Linger,
+    /// Bytes sent since others could go first.
+    burst: usize,
 }
 
 /// Where in the answers the connection is.
@@ -113,6 +120,7 @@ impl Watched {
             line: RequestLine::default(),
             answers: Answers::Between,
             linger: Linger { timer: None, bytes_left: LINGER_BYTES_MAX },
+            burst: 0,
         }
     }
 
@@ -130,6 +138,38 @@ impl Watched {
         let timer = self.stall_timer.get_or_insert_with(|| Box::pin(sleep(timeout)));
         ready!(timer.as_mut().poll(cx));
         Poll::Ready(Err(timed_out("the client takes no bytes of the reply")))
+    }
+
+    /// How many bytes may be sent before others go first; pending where they do.
+    fn poll_burst(&mut self, cx: &mut Context<'_>) -> Poll<usize> {
+        if self.burst < BURST_BYTES_MAX {
+            return Poll::Ready(BURST_BYTES_MAX - self.burst);
+        }
+        self.burst = 0;
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Sends up to this many of the bytes.
+    fn poll_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+        bytes_max: usize,
+    ) -> Poll<io::Result<usize>> {
+        let bytes: usize = slices.iter().map(|slice| slice.len()).sum();
+        let poll = if bytes <= bytes_max {
+            Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+        } else {
+            let first = slices.iter().find(|slice| !slice.is_empty()).map_or(&[][..], |s| s);
+            let first = first.get(..bytes_max).unwrap_or(first);
+            Pin::new(&mut self.stream).poll_write(cx, first)
+        };
+        match &poll {
+            Poll::Ready(Ok(sent)) => self.burst += sent,
+            Poll::Ready(Err(_)) | Poll::Pending => self.burst = 0,
+        }
+        self.progress(cx, poll)
     }
 
     /// Notes the first line of a head as it comes in.
@@ -236,9 +276,9 @@ impl AsyncWrite for Watched {
         if let Some(poll) = self.poll_refusal(cx, &[io::IoSlice::new(bytes)]) {
             return poll;
         }
+        let bytes_max = ready!(self.poll_burst(cx));
         self.answers = Answers::Within;
-        let poll = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.progress(cx, poll)
+        self.poll_send(cx, &[io::IoSlice::new(bytes)], bytes_max)
     }
 
     fn poll_write_vectored(
@@ -249,9 +289,9 @@ impl AsyncWrite for Watched {
         if let Some(poll) = self.poll_refusal(cx, slices) {
             return poll;
         }
+        let bytes_max = ready!(self.poll_burst(cx));
         self.answers = Answers::Within;
-        let poll = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
-        self.progress(cx, poll)
+        self.poll_send(cx, slices, bytes_max)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -357,5 +397,33 @@ impl HttpBody for ReplyBody {
 impl Drop for ReplyBody {
     fn drop(&mut self) {
         self.phase.now.store(IDLE, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_lets_others_go_first() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap());
+        let (client, accepted) = tokio::join!(client, listener.accept());
+        let stream = accepted.unwrap().0;
+        stream.writable().await.unwrap();
+        let mut watched = Watched::new(stream, Arc::default(), &HttpLimits::default());
+        let reply = vec![0; 8 << 20];
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut sent = 0;
+        while let Poll::Ready(more) = Pin::new(&mut watched).poll_write(&mut cx, &reply) {
+            sent += more.unwrap();
+        }
+        assert!((1..=BURST_BYTES_MAX).contains(&sent), "{sent} bytes in one go");
+        assert!(watched.stall_timer.is_none() || sent < BURST_BYTES_MAX, "that is no stall");
+        drop(client);
     }
 }

@@ -5,26 +5,24 @@
 //! - `/livez` depends on nothing but the process itself.
 //! - Whatever is refused before a handler is reached was not applied, and says so on writes.
 //! - An unknown path is `no_route`, a known path with another method is `method`.
-//! - A request is in progress until its reply is handed over whole, or dropped.
+//! - A request has a place among those that are worked on until its handler has ended, but for
+//!   the time in which it waits, see [`super::places`].
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
-use axum::middleware::{Next, from_fn_with_state};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use http::{Method, header};
-use tokio::sync::Semaphore;
 use tracing::{Instrument as _, Span};
 
 use super::api::Status;
 use super::budget::Budgets;
 use super::metrics::{MEDIA_TYPE, Metrics, Sample};
 use super::problem::{Answer, Code, Outcome, Problem};
-use super::reply::Keeping;
 use super::request::{Arrival, Params};
 use super::shell::CutTarget;
 use super::trace::TraceParent;
@@ -56,26 +54,21 @@ pub struct Surface {
     limits: HttpLimits,
     metrics: Arc<Metrics>,
     clock: Arc<dyn Clock>,
-    requests: Arc<Semaphore>,
     budgets: Budgets,
 }
 
 impl Surface {
     /// The surface of one process.
     pub fn new(limits: HttpLimits, metrics: Arc<Metrics>, clock: Arc<dyn Clock>) -> Arc<Self> {
-        let requests = Semaphore::new(limits.requests_max.min(Semaphore::MAX_PERMITS));
         let budgets = Budgets::new(&limits);
-        Arc::new(Self { limits, metrics, clock, requests: Arc::new(requests), budgets })
+        metrics.register_places(Arc::clone(&budgets.places));
+        Arc::new(Self { limits, metrics, clock, budgets })
     }
 
     /// The router of `--listen`: the routes of the process, `/livez`, `/readyz`, `/v1/status`.
     pub fn data<N: Node>(self: &Arc<Self>, node: Arc<N>, routes: Router) -> Router {
         // A layer over no routes panics: a process that only collects has none of its own.
-        let limited = if routes.has_routes() {
-            routes.route_layer(from_fn_with_state(Arc::clone(self), bound))
-        } else {
-            routes
-        };
+        let limited = if routes.has_routes() { routes.route_layer(from_fn(bound)) } else { routes };
         self.around(common(node).merge(limited))
     }
 
@@ -129,11 +122,17 @@ async fn status<N: Node>(State(node): State<Arc<N>>, request: Request) -> Answer
 }
 
 /// Refuses at once what cannot be taken on: a queue would only make every request late.
-async fn bound(State(surface): State<Arc<Surface>>, request: Request, next: Next) -> Response {
-    match Arc::clone(&surface.requests).try_acquire_owned() {
-        Ok(slot) => next.run(request).await.map(|body| Body::new(Keeping::new(body, slot))),
-        Err(_) => Problem::new(Code::Overloaded, "too many requests in progress").into_response(),
+async fn bound(request: Request, next: Next) -> Response {
+    let Some(arrival) = request.extensions().get::<Arrival>().cloned() else {
+        return Problem::new(Code::Internal, "the route is outside its surface").into_response();
+    };
+    if let Err(problem) = arrival.enter() {
+        return problem.into_response();
     }
+    let response = next.run(request).await;
+    // What is left is the sending, of bytes that are counted against the memory for replies.
+    arrival.leave();
+    response
 }
 
 /// Counts requests in progress also when the client goes away and the future is dropped.
