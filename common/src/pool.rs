@@ -94,11 +94,16 @@ impl Pool {
             return;
         }
         queue.threads += 1;
-        let shared = Arc::clone(shared);
-        let started = thread::Builder::new().name("bulk".to_owned()).spawn(move || shared.work());
+        let worker = Arc::clone(shared);
+        let started = thread::Builder::new().name("bulk".to_owned()).spawn(move || worker.work());
         if let Err(error) = started {
             queue.threads -= 1;
-            assert!(queue.threads > 0, "no thread for scans can be started: {error}");
+            if queue.threads == 0 {
+                tracing::warn!(%error, "no thread for scans can be started: they run elsewhere");
+                let waiting = std::mem::take(&mut queue.waiting);
+                drop(queue);
+                waiting.into_iter().for_each(|slice| slice());
+            }
         }
     }
 }
