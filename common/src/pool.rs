@@ -102,7 +102,9 @@ impl Pool {
                 tracing::warn!(%error, "no thread for scans can be started: they run elsewhere");
                 let waiting = std::mem::take(&mut queue.waiting);
                 drop(queue);
-                waiting.into_iter().for_each(|slice| slice());
+                for slice in waiting {
+                    slice();
+                }
             }
         }
     }
