@@ -16,7 +16,8 @@ const LOOKS: u32 = 2;
 /// Between two looks: what made an answer odd (a proxy, a link) has had time to pass.
 const LOOK_PAUSE: Duration = Duration::from_secs(2);
 
-/// Reads all of an SST and verifies its metadata and every block. Memory: three stretches.
+/// Reads all of an SST and verifies its metadata and every block; one that is sound leaves the
+/// damage registry. Memory: three stretches.
 ///
 /// # Errors
 /// `Corrupt`, `NotFound`: every look found it so. `Unavailable`, `Indeterminate`.
@@ -25,7 +26,12 @@ pub async fn check(tools: &Tools, sst: &SstInfo) -> Result<()> {
     loop {
         match read(tools, sst).await {
             Err(Error::Corrupt(_) | Error::NotFound(_)) if look < LOOKS => look += 1,
-            settled => return settled,
+            settled => {
+                if settled.is_ok() {
+                    tools.bucket.damage().clear(&Object::Sst(sst.id));
+                }
+                return settled;
+            }
         }
         tokio::time::sleep(LOOK_PAUSE).await;
     }

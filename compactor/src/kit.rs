@@ -29,6 +29,7 @@ use crate::catalog::Catalog;
 use crate::config::{Config, PROGRAM};
 use crate::life::{Counters, Life};
 use crate::node::{CompactorNode, Phase};
+use crate::withheld::Withheld;
 
 /// Runs a test on a paused current-thread runtime.
 pub(crate) fn run_paused<T>(work: impl Future<Output = T>) -> T {
@@ -49,13 +50,19 @@ pub(crate) struct Kit {
 impl Kit {
     /// An empty bucket. Wall time begins at the real one, since the store stamps with that.
     pub(crate) fn new() -> Self {
+        Self::over(Withheld::default())
+    }
+
+    /// The same over this store.
+    pub(crate) fn over(store: Withheld) -> Self {
         let clock = TokioClock::starting_at(SystemClock::default().wall_ms());
         let env = Env {
             clock: Arc::new(clock),
             random: Arc::new(SeededRandom::new(7)),
             cpu: Cpu::Inline,
         };
-        let bucket = Bucket::open("memory://", StoreSettings::default(), env.clone()).unwrap();
+        let bucket = Bucket::new(Arc::new(store), "db", StoreSettings::default(), env.clone());
+        let bucket = bucket.unwrap();
         let manifests = Manifests::new(bucket.clone(), env.clone());
         Self { bucket, env, manifests }
     }

@@ -31,9 +31,12 @@ pub mod plan;
 pub mod routes;
 pub mod schedule;
 pub mod standby;
+pub mod strikes;
 pub mod task;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod withheld;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

@@ -36,10 +36,13 @@ use crate::commit::Inputs;
 use crate::job::Tools;
 use crate::metrics::{JobMetrics, JobResult};
 use crate::pick::{Job, PickConfig, Reason, pick_full, pick_full_runs, pick_l0, pick_runs};
-use crate::task::{Failed, Task};
+use crate::strikes::{Says, Strikes};
+use crate::task::{About, Failed, Task};
 
 /// Pause after a job that failed for a reason that may pass.
 const FAILURE_PAUSE: Duration = Duration::from_secs(5);
+/// How long the jobs that need no run wait for the object of one: it is small.
+const RUN_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a scheduler works with.
 #[derive(Debug)]
@@ -57,8 +60,8 @@ pub struct Scheduler {
     tasks: JoinSet<Ended>,
     /// Sources that no job may read.
     blacklist: Blacklist,
-    /// Runs whose objects could not be read at the last look.
-    suspected: BTreeSet<Uuid>,
+    /// Objects that could not be read lately, and how often.
+    strikes: Strikes,
     /// Whether a damaged SST is being looked at again.
     is_checking: bool,
     /// Boot time at which each source was first seen in the tree.
@@ -133,7 +136,7 @@ impl Scheduler {
             running: BTreeMap::new(),
             tasks: JoinSet::new(),
             blacklist: Blacklist::default(),
-            suspected: BTreeSet::new(),
+            strikes: Strikes::default(),
             is_checking: false,
             first_seen: BTreeMap::new(),
             l0_first: None,
@@ -197,8 +200,10 @@ impl Scheduler {
 
     async fn poll(&mut self) -> Result<()> {
         match self.manifests.refresh(&self.snapshot).await {
-            Ok(Some(newer)) => self.snapshot = newer,
-            Ok(None) => {}
+            Ok(newer) => {
+                self.strikes.store_answered(self.tools.env.clock.boot());
+                self.snapshot = newer.unwrap_or_else(|| self.snapshot.clone());
+            }
             Err(error) => tolerate(error, "CURRENT could not be read")?,
         }
         Ok(())
@@ -243,38 +248,52 @@ impl Scheduler {
     }
 
     /// The objects of the runs of the tree, but for those that cannot be read. One that fails
-    /// twice, with a look at CURRENT between, is damaged.
+    /// again and again, with looks at CURRENT between, is damaged.
     async fn load_runs(&mut self) -> Result<Vec<Arc<Run>>> {
         let manifest = Arc::clone(&self.snapshot.manifest);
         self.catalog.keep(&manifest.runs.iter().map(|run| run.id).collect());
-        let (now, damage) = (self.tools.env.clock.boot(), self.tools.bucket.damage());
         let mut runs = Vec::with_capacity(manifest.runs.len());
         for info in &manifest.runs {
-            let (source, object) = (info.id.uuid, Object::Run(info.id));
-            let is_known = self.catalog.holds(info.id);
-            if !is_known && !self.blacklist.is_due(&object, now) {
+            let object = Object::Run(info.id);
+            let now = self.tools.env.clock.boot();
+            let is_due = self.blacklist.is_due(&object, now) && self.strikes.is_due(&object, now);
+            if !self.catalog.holds(info.id) && !is_due {
                 continue;
             }
-            match self.catalog.load_one(info).await {
+            let look = tokio::time::timeout(RUN_PATIENCE, self.catalog.load_one(info));
+            let late = |late| Err(Error::unavailable(format!("reading {object}"), late));
+            match look.await.unwrap_or_else(late) {
                 Ok(run) => {
-                    self.suspected.remove(&source);
-                    self.blacklist.heal(&object, damage);
+                    self.strikes.forget(&object);
+                    self.blacklist.heal(&object, self.tools.bucket.damage());
                     runs.push(run);
                 }
-                Err(error @ (Error::Corrupt(_) | Error::NotFound(_))) => {
-                    if self.suspected.insert(source) && !self.blacklist.holds(&object) {
+                Err(error) => {
+                    let is_believed = self.note_unread(object, &error);
+                    if !is_believed && Says::of(&error) == Says::Damaged {
+                        // Perhaps another compactor has replaced it.
                         return Err(Error::unavailable(
                             format!("the first look at {object}"),
                             error,
                         ));
                     }
-                    let cause = error.to_string();
-                    self.blacklist.add(object, &cause, damage, now);
                 }
-                Err(error) => return Err(error),
             }
         }
         Ok(runs)
+    }
+
+    /// An object of the tree could not be read; whether it counts as damaged from now on, or did
+    /// before.
+    fn note_unread(&mut self, object: Object, error: &Error) -> bool {
+        let (now, damage) = (self.tools.env.clock.boot(), self.tools.bucket.damage());
+        let is_believed = self.strikes.add(object, Says::of(error), now);
+        if is_believed || self.blacklist.holds(&object) {
+            self.blacklist.add(object, &error.to_string(), damage, now);
+            return true;
+        }
+        tracing::warn!(%object, %error, "an object of the tree could not be read; trying again");
+        false
     }
 
     /// What the picker must know of each source and the manifest does not say.
@@ -282,7 +301,6 @@ impl Scheduler {
         let now = self.tools.env.clock.boot();
         let ids: BTreeSet<Uuid> = tree.sources().map(|source| source.id).collect();
         self.first_seen.retain(|id, _| ids.contains(id));
-        self.suspected.retain(|id| ids.contains(id));
         let damaged = self.damaged_sources(runs);
         for source in tree.sources_mut() {
             let since = *self.first_seen.entry(source.id).or_insert(now);
@@ -336,12 +354,12 @@ impl Scheduler {
         let (now, damage) = (self.tools.env.clock.boot(), self.tools.bucket.damage());
         match ended {
             Ok(()) => self.blacklist.heal(&object, damage),
-            Err(error @ (Error::Corrupt(_) | Error::NotFound(_))) => {
+            Err(Error::Closed) => {}
+            Err(error) => {
                 if self.blacklist.holds(&object) {
                     self.blacklist.add(object, &error.to_string(), damage, now);
                 }
             }
-            Err(error) => tracing::warn!(%error, "a damaged object could not be looked at"),
         }
     }
 
@@ -399,7 +417,7 @@ impl Scheduler {
                 Ok(())
             }
             Err(Failed { error: error @ Error::Fenced { .. }, .. }) => Err(error),
-            Err(Failed { error, damage: Some(damage) }) => {
+            Err(Failed { error, about: Some(About::Damaged(damage)) }) => {
                 // SUBTLE: under a newer epoch inputs are deleted: this is the end, not damage.
                 self.poll().await?;
                 self.check_epoch()?;
@@ -408,7 +426,16 @@ impl Scheduler {
                 tracing::warn!(%error, %id, "a compaction met damage; it goes on around it");
                 Ok(())
             }
-            Err(Failed { error, damage: None }) => {
+            Err(Failed { error, about: Some(About::Unread(object)) }) => {
+                // Whether it is this object or the whole store.
+                self.poll().await?;
+                self.check_epoch()?;
+                if !self.note_unread(object, &error) {
+                    self.paused_until = self.tools.env.clock.boot() + FAILURE_PAUSE;
+                }
+                Ok(())
+            }
+            Err(Failed { error, about: None }) => {
                 tracing::warn!(%error, %id, "a compaction failed; trying again later");
                 self.paused_until = self.tools.env.clock.boot() + FAILURE_PAUSE;
                 Ok(())

@@ -13,6 +13,7 @@ use crate::check;
 use crate::commit::{self, Inputs};
 use crate::job::{self, Progress, Tools, Work};
 use crate::plan::plan;
+use crate::strikes::Says;
 
 /// One job on its way into the tree.
 #[derive(Debug)]
@@ -36,8 +37,17 @@ pub struct Task {
 pub struct Failed {
     /// Why.
     pub error: Error,
-    /// The input that a second, independent read found damaged too.
-    pub damage: Option<Damage>,
+    /// The input that it is about.
+    pub about: Option<About>,
+}
+
+/// The input that a failed job is about.
+#[derive(Debug)]
+pub enum About {
+    /// A second, independent read found it damaged too.
+    Damaged(Damage),
+    /// The store did not give it: it may be archived or forbidden, or the store is away.
+    Unread(Object),
 }
 
 /// An input that cannot be read.
@@ -69,16 +79,19 @@ impl Task {
                     commit::commit(&manifests, snapshot, &tools, &inputs, outputs).await;
                 match committed {
                     Ok(snapshot) => Ok(snapshot),
-                    Err(error) => Err(Failed { error, damage: None }),
+                    Err(error) => Err(Failed { error, about: None }),
                 }
             }
             Err(error) => {
                 commit::discard(&tools, run, &work).await;
-                let damage = match named_by(&error, &inputs) {
-                    Some(sst) => confirm(&tools, &sst).await,
+                let about = match named_by(&error, &inputs) {
+                    Some(sst) if Says::of(&error) == Says::Damaged => {
+                        confirm(&tools, &sst).await.map(About::Damaged)
+                    }
+                    Some(sst) => Some(About::Unread(Object::Sst(sst.id))),
                     None => None,
                 };
-                Err(Failed { error, damage })
+                Err(Failed { error, about })
             }
         }
     }
@@ -87,7 +100,7 @@ impl Task {
 /// The input that a failure is about.
 fn named_by(error: &Error, inputs: &Inputs) -> Option<SstInfo> {
     let name = match error {
-        Error::Corrupt(failure) => &failure.what,
+        Error::Corrupt(failure) | Error::Unavailable(failure) => &failure.what,
         Error::NotFound(object) => object,
         _ => return None,
     };
@@ -99,7 +112,7 @@ fn named_by(error: &Error, inputs: &Inputs) -> Option<SstInfo> {
 /// The damage, if the SST cannot be read by itself either.
 async fn confirm(tools: &Tools, sst: &SstInfo) -> Option<Damage> {
     match check::check(tools, sst).await {
-        Err(error @ (Error::Corrupt(_) | Error::NotFound(_))) => {
+        Err(error) if Says::of(&error) == Says::Damaged => {
             Some(Damage { object: Object::Sst(sst.id), cause: error.to_string() })
         }
         Ok(()) | Err(_) => None,

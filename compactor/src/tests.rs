@@ -15,6 +15,7 @@ use crate::config::{Config, PROGRAM};
 use crate::kit::{Kit, Writer, run_paused};
 use crate::life::Graces;
 use crate::node::Phase;
+use crate::withheld::Withheld;
 
 /// Several flushes over the same few keys: the newest says which flush it was.
 async fn flush_rounds(writer: &mut Writer<'_>, rounds: std::ops::Range<u32>) {
@@ -302,6 +303,66 @@ fn damaged_run_object_does_not_end_the_process() {
         sleep(Duration::from_mins(11)).await;
         assert_eq!(kit.bucket.damage().count(), 0);
         assert_eq!(kit.content(kit.env.clock.wall_ms()).await.len(), 42);
+        started.stop().await;
+    });
+}
+
+#[test]
+fn withheld_objects_stop_nobody() {
+    run_paused(async {
+        let store = Withheld::default();
+        let kit = Kit::over(store.clone());
+        let mut writer = kit.writer().await;
+        flush_rounds(&mut writer, 0..4).await;
+        let first = kit.start(&[]);
+        sleep(Duration::from_secs(3)).await;
+        first.stop().await;
+        flush_rounds(&mut writer, 4..8).await;
+        let manifest = kit.snapshot().await.manifest;
+        let (run, sst) = (Object::Run(manifest.runs[0].id), Object::Sst(manifest.l0[1].id));
+        for object in [run, sst] {
+            store.withhold(&object);
+        }
+        let started = kit.start(&[]);
+        let mut highest = 0;
+        for round in 8..60 {
+            flush_rounds(&mut writer, round..round + 1).await;
+            sleep(Duration::from_secs(2)).await;
+            highest = highest.max(l0_count(&kit).await);
+        }
+        assert!(highest <= 16 && l0_count(&kit).await <= 4, "L0 drains: {highest}");
+        assert!([run, sst].iter().all(|object| kit.bucket.damage().holds(object)));
+        store.give_all();
+        sleep(Duration::from_mins(11)).await;
+        assert_eq!(kit.bucket.damage().count(), 0, "found by itself");
+        started.node.board.request_full(Uuid::from_u128(10));
+        sleep(Duration::from_secs(5)).await;
+        assert_eq!(kit.content(kit.env.clock.wall_ms()).await.len(), 62);
+        assert_eq!(kit.snapshot().await.manifest.runs.len(), 1);
+        started.stop().await;
+    });
+}
+
+#[test]
+fn outage_is_no_damage() {
+    run_paused(async {
+        let store = Withheld::default();
+        let kit = Kit::over(store.clone());
+        let mut writer = kit.writer().await;
+        let started = kit.start(&[]);
+        sleep(Duration::from_secs(2)).await;
+        flush_rounds(&mut writer, 0..8).await;
+        for sst in &kit.snapshot().await.manifest.l0 {
+            store.withhold(&Object::Sst(sst.id));
+        }
+        sleep(Duration::from_secs(2)).await;
+        assert!(started.node.board.jobs().iter().any(|job| job.state == Stage::Failed));
+        store.withhold(&Object::Current);
+        sleep(Duration::from_mins(10)).await;
+        assert_eq!(kit.bucket.damage().count(), 0);
+        store.give_all();
+        sleep(Duration::from_mins(1)).await;
+        assert_eq!((l0_count(&kit).await, kit.bucket.damage().count()), (0, 0));
         started.stop().await;
     });
 }

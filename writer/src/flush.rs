@@ -144,18 +144,18 @@ pub async fn run(
 ) -> Result<()> {
     let Writer { front, lease, .. } = writer;
     if let Some(next) = bare {
-        let known = lease.snapshot().await;
+        let known = lease.snapshot();
         tokio::select! {
             biased;
             // Only the next walk is longer without it.
             () = stop.cancelled() => return Ok(()),
-            passed = flusher.pass_fences(known, lease.epoch(), next) => lease.note(passed?).await,
+            passed = flusher.pass_fences(known, lease.epoch(), next) => lease.note(passed?),
         }
     }
     let mut uploads = FuturesOrdered::new();
     let mut uploaded = VecDeque::new();
     let mut committing = Fuse::terminated();
-    let known = lease.snapshot().await;
+    let known = lease.snapshot();
     let (mut begun, mut time_ms) = (known.manifest.flushed_seq, known.manifest.time_ms);
     loop {
         if committing.is_terminated()
@@ -194,7 +194,7 @@ async fn upload(
     time_ms: u64,
 ) -> Result<Uploaded> {
     let began = env.clock.boot();
-    let database = lease.snapshot().await.current.database;
+    let database = lease.snapshot().current.database;
     let flush = flusher.upload(database, lease.epoch(), &frozen, time_ms).await?;
     Ok((flush, began))
 }
@@ -206,10 +206,10 @@ async fn commit(
     ssts: &Arc<SstStore>,
     (flush, began): Uploaded,
 ) -> Result<()> {
-    let known = lease.snapshot().await;
+    let known = lease.snapshot();
     let snapshot = flusher.manifests.commit(known, &Edit::Flush(flush)).await?;
-    lease.note(snapshot).await;
-    lease::show_tree(lease, front, ssts).await;
+    lease.note(snapshot);
+    lease::show_tree(lease, front, ssts);
     counters.flushed(env.clock.boot().saturating_sub(began));
     Ok(())
 }

@@ -4,6 +4,7 @@
 //! - `verified_at` is the *start* of the last read of CURRENT whose answer showed our epoch.
 //! - A read is answered only if `now - verified_at < lease`, judged after the request arrived.
 //! - Once `closed` has been sent, no read starts under this epoch again, whatever became of it.
+//! - Nobody waits for the store to learn what is known already.
 //! - Only the rate of the boot-time clock matters, and it counts suspension.
 //! - CURRENT only goes forward under a writer. If it is gone (two reads in a row), or goes back to
 //!   an older epoch or version, somebody has damaged or restored the bucket: the writer ends with
@@ -14,6 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use cairn_common::env::Env;
 use cairn_common::error::{Error, Result};
 use cairn_common::faults::planted;
@@ -56,8 +58,10 @@ pub struct Lease {
     closed_as: OnceLock<Snapshot>,
     /// Whether our own hold is over: until then the lease in CURRENT is not ours to lower.
     hold_is_over: AtomicBool,
-    /// The newest snapshot; its lock makes concurrent verifications one request.
-    known: Mutex<Snapshot>,
+    /// The newest snapshot.
+    known: ArcSwap<Snapshot>,
+    /// Held while CURRENT is asked: of those who wait for the same answer, one asks.
+    asking: Mutex<()>,
 }
 
 impl Lease {
@@ -78,7 +82,8 @@ impl Lease {
             closed: AtomicBool::new(false),
             closed_as: OnceLock::new(),
             hold_is_over: AtomicBool::new(false),
-            known: Mutex::new(snapshot),
+            known: ArcSwap::from_pointee(snapshot),
+            asking: Mutex::new(()),
         }
     }
 
@@ -94,8 +99,7 @@ impl Lease {
 
     /// Whether a read that has arrived may be answered at this moment.
     pub fn holds(&self) -> bool {
-        let verified_at = Duration::from_nanos(self.verified_at_ns.load(Ordering::Acquire));
-        let age = self.env.clock.boot().saturating_sub(verified_at);
+        let age = self.env.clock.boot().saturating_sub(self.verified_at());
         let is_young = age < self.length || planted("lease_never_runs_out");
         is_young && !self.closed.load(Ordering::Acquire)
     }
@@ -111,47 +115,60 @@ impl Lease {
             if self.closed.load(Ordering::Acquire) {
                 return Err(Error::Closed);
             }
-            let mut known = self.known.lock().await;
-            // Another request may have asked while this one waited for the lock.
+            let _turn = self.asking.lock().await;
+            // Another request may have asked while this one waited for its turn.
             if !self.holds() {
-                self.verify(&mut known).await?;
+                self.verify().await?;
             }
         }
         Ok(())
     }
 
-    /// Reads CURRENT, renews the lease, and returns what it says.
+    /// What CURRENT says, read after the call began, by whomever; renews the lease.
     ///
-    /// Costs one conditional GET, and one more where the manifest is new.
+    /// Costs one conditional GET, and one more where the manifest is new; of those who call while
+    /// it is under way, one pays.
     ///
     /// # Errors
     /// `Fenced`.
     pub async fn renew(&self) -> Result<Snapshot> {
-        let mut known = self.known.lock().await;
-        self.verify(&mut known).await?;
-        Ok(known.clone())
+        let called_at = self.env.clock.boot();
+        let _turn = self.asking.lock().await;
+        if self.verified_at() <= called_at {
+            self.verify().await?;
+        }
+        Ok(self.snapshot())
     }
 
     /// The newest snapshot, without a request.
-    pub async fn snapshot(&self) -> Snapshot {
-        self.known.lock().await.clone()
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot::clone(&self.known.load())
     }
 
     /// Records the outcome of a commit of ours.
-    pub async fn note(&self, snapshot: Snapshot) {
-        let mut known = self.known.lock().await;
-        if snapshot.current.version >= known.current.version {
-            *known = snapshot;
-        }
+    pub fn note(&self, snapshot: Snapshot) {
+        let snapshot = Arc::new(snapshot);
+        self.known.rcu(|known| {
+            let is_newer = snapshot.current.version >= known.current.version;
+            Arc::clone(if is_newer { &snapshot } else { known })
+        });
     }
 
-    async fn verify(&self, known: &mut Snapshot) -> Result<()> {
+    /// When the last read of CURRENT began that showed our epoch.
+    fn verified_at(&self) -> Duration {
+        Duration::from_nanos(self.verified_at_ns.load(Ordering::Acquire))
+    }
+
+    /// Asks CURRENT. For whoever has the turn.
+    async fn verify(&self) -> Result<()> {
+        let known = self.known.load_full();
         let asked_at = self.env.clock.boot();
-        if let Some(changed) = self.manifests.refresh(known).await? {
+        let changed = self.manifests.refresh(&known).await?;
+        let found = changed.as_ref().unwrap_or(&known).current.writer.epoch;
+        if let Some(changed) = changed {
             self.check_forward(&known.current, &changed.current)?;
-            *known = changed;
+            self.note(changed);
         }
-        let found = known.current.writer.epoch;
         if found != self.epoch {
             return Err(Error::Fenced { held: self.epoch, found });
         }
@@ -164,10 +181,10 @@ impl Lease {
         self.hold_is_over.store(true, Ordering::Release);
     }
 
-    async fn is_to_be_lowered(&self) -> bool {
+    fn is_to_be_lowered(&self) -> bool {
         self.hold_is_over.load(Ordering::Acquire)
             && !self.closed.load(Ordering::Acquire)
-            && self.known.lock().await.current.lease_ms > self.length_ms()
+            && self.known.load().current.lease_ms > self.length_ms()
     }
 
     fn length_ms(&self) -> u64 {
@@ -227,8 +244,7 @@ impl Lease {
             (!current.writer.closed).then_some(closed)
         })
         .await?;
-        let known = self.known.lock().await.clone();
-        self.closed_as.get_or_init(|| known);
+        self.closed_as.get_or_init(|| self.snapshot());
         Ok(())
     }
 
@@ -241,7 +257,7 @@ impl Lease {
     where
         C: FnMut(&Current) -> Option<Current> + Send,
     {
-        let known = self.snapshot().await;
+        let known = self.snapshot();
         let held = self.epoch;
         let snapshot = self
             .manifests
@@ -250,7 +266,7 @@ impl Lease {
                 _ => Ok(change(current)),
             })
             .await?;
-        self.note(snapshot).await;
+        self.note(snapshot);
         Ok(())
     }
 }
@@ -272,7 +288,7 @@ pub async fn keep(lease: &Lease, front: &Front, ssts: &Arc<SstStore>) -> Result<
             pass(lease.renew().await.map(drop))?;
             news.notify_one();
             pass(lease.publish(front.l0_stop()).await)?;
-            if lease.is_to_be_lowered().await {
+            if lease.is_to_be_lowered() {
                 pass(lease.lower().await)?;
             }
         }
@@ -284,7 +300,7 @@ pub async fn keep(lease: &Lease, front: &Front, ssts: &Arc<SstStore>) -> Result<
                 () = news.notified() => {}
                 _never = warm(&tree) => {}
             }
-            show(&lease.snapshot().await, front, ssts);
+            show(&lease.snapshot(), front, ssts);
         }
     };
     tokio::select! {
@@ -325,8 +341,8 @@ pub async fn follow_tree(lease: &Lease, front: &Front, ssts: &Arc<SstStore>) -> 
 }
 
 /// Shows the newest known tree. Asks nothing of the store.
-pub async fn show_tree(lease: &Lease, front: &Front, ssts: &Arc<SstStore>) {
-    show(&lease.snapshot().await, front, ssts);
+pub fn show_tree(lease: &Lease, front: &Front, ssts: &Arc<SstStore>) {
+    show(&lease.snapshot(), front, ssts);
 }
 
 fn show(snapshot: &Snapshot, front: &Front, ssts: &Arc<SstStore>) {

@@ -120,7 +120,7 @@ async fn flush(
     let flushed = arrival.deadline().limit("memtables were flushed", writer.flush()).await?;
     let seq = match flushed {
         Ok(seq) => seq,
-        Err(unwritten) => return Err(refused(&writer, unwritten).await),
+        Err(unwritten) => return Err(refused(&writer, unwritten)),
     };
     Ok(([(CAIRN_SEQ, seq.to_string())], Json(Written { seq })).into_response())
 }
@@ -151,15 +151,15 @@ async fn write_one(
 async fn submit(writer: &Writer, write: Write) -> Answer<Seq> {
     match writer.write(write).await {
         Ok(seq) => Ok(seq),
-        Err(unwritten) => Err(refused(writer, unwritten).await),
+        Err(unwritten) => Err(refused(writer, unwritten)),
     }
 }
 
 /// What a client is told that gets no acknowledgement.
-async fn refused(writer: &Writer, unwritten: Unwritten) -> Problem {
+fn refused(writer: &Writer, unwritten: Unwritten) -> Problem {
     match unwritten {
         Unwritten::Overloaded(pressure) => {
-            Problem::new(Code::Overloaded, overload(writer, pressure).await)
+            Problem::new(Code::Overloaded, overload(writer, pressure))
                 .retry_after(OVERLOAD_RETRY)
                 .outcome(Outcome::NotApplied)
         }
@@ -193,10 +193,10 @@ fn unknown(writer: &Writer) -> Problem {
 }
 
 /// What keeps writes from being taken, and where to look.
-async fn overload(writer: &Writer, pressure: Pressure) -> String {
+fn overload(writer: &Writer, pressure: Pressure) -> String {
     match pressure {
         Pressure::L0Full => {
-            let compactor = writer.lease.snapshot().await.current.compactor;
+            let compactor = writer.lease.snapshot().current.compactor;
             let bound = writer.limits.l0_stop_count;
             let why = match (compactor.epoch, compactor.url) {
                 (Epoch(0), _) => "no compactor has ever run here: start cairn-compactor".to_owned(),

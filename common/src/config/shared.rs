@@ -75,8 +75,9 @@ pub const SHARED: &[Setting] = &[
         "scans_max",
         Kind::Positive,
         "1024",
-        "Most scans under way, pages and streams, also those whose clients take nothing; more \
-         are refused at once with 503 overloaded. Each holds a view, and up to 100 KiB of reply",
+        "Most scans under way, pages and streams, also those whose clients take nothing; a \
+         quarter is for pages alone. More are refused at once with 503 overloaded. Each holds a \
+         view, and up to 100 KiB of reply",
     ),
     Setting::new(
         "request_memory",

@@ -8,7 +8,9 @@
 //! - Every line has a bound of its own. Where it is full, the one who is least likely to be served
 //!   soon leaves: the body whose next bytes have been awaited for the longest time, the read whose
 //!   seq is the highest. So slow clients, and seqs far away, do not keep the others out.
-//! - A scan has a seat among the scans and no place: its work is done in slices, one at a time.
+//! - A scan has a seat among the scans and no place: its work is done in slices, one at a time. A
+//!   quarter of these seats is for pages, which end at their deadlines; a stream lasts while its
+//!   client takes something.
 //! - Who comes back from a line goes before those who have just arrived.
 
 use std::collections::BTreeMap;
@@ -20,6 +22,7 @@ use tokio::time::timeout_at;
 
 use super::problem::{Answer, Code, Outcome, Problem};
 use super::request::Arrival;
+use super::rows::Form;
 use crate::config::HttpLimits;
 
 /// Requests of one kind: how many there are, and how many there may be.
@@ -39,6 +42,8 @@ pub(super) struct Places {
     reads: Arc<Line>,
     writes: Seats,
     scans: Seats,
+    /// Of the seats of scans, those that streams may take.
+    streams: Seats,
 }
 
 /// Seats of which none is given away while somebody sits in it.
@@ -82,6 +87,7 @@ impl Places {
             reads: Arc::new(Line::new(limits.waits.waiting_reads_max)),
             writes: Seats::new(limits.waits.waiting_writes_max),
             scans: Seats::new(limits.waits.scans_max),
+            streams: Seats::new(limits.waits.scans_max - limits.waits.scans_max / 4),
         }
     }
 
@@ -226,12 +232,26 @@ impl Arrival {
     ///
     /// # Errors
     /// `overloaded` where all are taken.
-    pub(super) fn scan_seat(&self) -> Answer<OwnedSemaphorePermit> {
-        let refused = || overloaded("scans under way", "scans_max");
-        let seat = self.place().places.scans.sit().ok_or_else(refused)?;
+    pub(super) fn scan_seat(&self, form: Form) -> Answer<ScanSeat> {
+        let places = &self.place().places;
+        let seat = || {
+            let stream = match form {
+                Form::Page => None,
+                Form::Stream => Some(places.streams.sit()?),
+            };
+            Some(ScanSeat { _scan: places.scans.sit()?, _stream: stream })
+        };
+        let seat = seat().ok_or_else(|| overloaded("scans under way", "scans_max"))?;
         self.leave();
         Ok(seat)
     }
+}
+
+/// A seat among the scans, until it is dropped.
+#[derive(Debug)]
+pub(super) struct ScanSeat {
+    _scan: OwnedSemaphorePermit,
+    _stream: Option<OwnedSemaphorePermit>,
 }
 
 /// Those who wait for the same kind of thing.
@@ -377,9 +397,23 @@ mod tests {
             let refused = arrivals[1].write_seat().unwrap_err();
             let expected = (Code::Overloaded, Some(Outcome::NotApplied));
             assert_eq!((refused.code, refused.outcome), expected);
-            let scan = arrival.scan_seat().unwrap();
-            assert_eq!(arrivals[1].scan_seat().unwrap_err().code, Code::Overloaded);
+            let scan = arrival.scan_seat(Form::Page).unwrap();
+            assert_eq!(arrivals[1].scan_seat(Form::Page).unwrap_err().code, Code::Overloaded);
             drop((write, scan));
         }
+    }
+
+    #[tokio::test]
+    async fn streams_leave_seats_to_pages() {
+        let limits = limits(100, WaitLimits { scans_max: 8, ..WaitLimits::default() });
+        let arrivals = arrivals(&limits, 9);
+        let seat = |at: usize, form| arrivals[at].scan_seat(form);
+        let streams: Vec<_> = (0..6).map(|at| seat(at, Form::Stream).unwrap()).collect();
+        assert_eq!(seat(6, Form::Stream).unwrap_err().code, Code::Overloaded);
+        let pages = [seat(7, Form::Page).unwrap(), seat(8, Form::Page).unwrap()];
+        assert_eq!(seat(6, Form::Page).unwrap_err().code, Code::Overloaded);
+        drop(streams);
+        drop(seat(6, Form::Stream).unwrap());
+        drop(pages);
     }
 }

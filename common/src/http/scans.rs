@@ -20,12 +20,12 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use bytes::Bytes;
 use http::Uri;
 use http::header::{self, HeaderMap};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
 use super::api::{JSON, NDJSON, reply, write_text};
 use super::budget::Budget;
 use super::cursor::Bounds;
+use super::places::ScanSeat;
 use super::problem::{Answer, Code, Problem};
 use super::reads::{Answerable, Attempt, ReadRequest, Unanswered, Views, view_for};
 use super::request::{Arrival, Params};
@@ -79,7 +79,7 @@ pub(super) async fn scan<V: Views>(
     let mut attempt = Attempt::default();
     loop {
         let answerable = view_for(&*views, request, &arrival).await?;
-        let seat = arrival.scan_seat()?;
+        let seat = arrival.scan_seat(form)?;
         let due = request.deadline.early();
         let room = arrival.budgets().replies.clone();
         match asked.answer(form, &answerable, room, (due, seat)).await {
@@ -87,7 +87,7 @@ pub(super) async fn scan<V: Views>(
                 answerable.headers().put(response.headers_mut());
                 return Ok(response);
             }
-            Err(why) => attempt.restart(&*views, &answerable.view, why).await?,
+            Err(why) => attempt.restart(&*views, (&answerable.view, &arrival), why).await?,
         }
     }
 }
@@ -139,7 +139,7 @@ impl Asked {
         form: Form,
         answerable: &Answerable,
         room: Budget,
-        (due, seat): (Instant, OwnedSemaphorePermit),
+        (due, seat): (Instant, ScanSeat),
     ) -> Result<Response, Unanswered> {
         let view = &answerable.view;
         let scan = view.scan(&self.rest, self.bounds.direction, answerable.now_ms);

@@ -16,12 +16,13 @@ use std::time::Duration;
 use axum::body::Body;
 use bytes::Bytes;
 use futures::stream;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{Instrument as _, Span};
 
 use super::budget::{Budget, Share};
+use super::places::ScanSeat;
 use super::reads::Unanswered;
 use super::reply::Draft;
 use super::rows::{END_BYTES_MAX, Slices, Then};
@@ -57,11 +58,7 @@ pub(super) enum Phase {
 }
 
 /// The body of a stream; waits for its first piece until `due`. Needs a runtime.
-pub(super) async fn body(
-    lines: Lines,
-    due: Instant,
-    seat: OwnedSemaphorePermit,
-) -> Result<Body, Unanswered> {
+pub(super) async fn body(lines: Lines, due: Instant, seat: ScanSeat) -> Result<Body, Unanswered> {
     let (sender, mut pieces) = mpsc::channel(1);
     let mut task = JoinSet::new();
     task.spawn(lines.run(sender).instrument(Span::current()));

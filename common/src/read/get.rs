@@ -92,7 +92,7 @@ impl View {
         };
         let mut held = Held::default();
         loop {
-            held.supply(&self.tree.ssts, missing.needs()?).await?;
+            held.supply(&self.tree.ssts, missing.needs()?).await;
             missing = match self.look(key, now_ms, Some(&held)) {
                 Answer::Ready(found) => return Ok(found),
                 Answer::Missing(missing) => missing,
@@ -137,7 +137,7 @@ impl View {
                     return Err(*error);
                 }
                 if !needs.is_empty() {
-                    held.supply(&self.tree.ssts, needs).await?;
+                    held.supply(&self.tree.ssts, needs).await;
                 }
             }
         }

@@ -62,12 +62,9 @@ impl Held {
         self.failed.get(&Wanted::of(need)).map(Error::repeat)
     }
 
-    /// Fetches everything that is needed at once, neighbouring blocks together. What is missing or
-    /// damaged is remembered, since it may turn out not to be needed.
-    ///
-    /// # Errors
-    /// `Unavailable` and the like: those that say nothing of the objects.
-    pub(super) async fn supply(&mut self, ssts: &SstStore, needs: Vec<Need>) -> Result<()> {
+    /// Fetches everything that is needed at once, neighbouring blocks together. Why something
+    /// cannot be had is remembered, since it may turn out not to be needed.
+    pub(super) async fn supply(&mut self, ssts: &SstStore, needs: Vec<Need>) {
         let mut fetched = stream::iter(plan(needs).into_iter().map(|fetch| fetch.run(ssts)))
             .buffer_unordered(FETCH_COUNT_MAX);
         while let Some((wanted, fetched)) = fetched.next().await {
@@ -80,23 +77,16 @@ impl Held {
                     for (index, block) in (first..).zip(blocks) {
                         match block {
                             Ok(block) => drop(self.blocks.insert((number, index), block)),
-                            Err(error) => self.fail(Wanted::Block(number, index), error)?,
+                            Err(error) => {
+                                self.failed.insert(Wanted::Block(number, index), error);
+                            }
                         }
                     }
                 }
-                Err(error) => self.fail(wanted, error)?,
+                Err(error) => {
+                    self.failed.insert(wanted, error);
+                }
             }
-        }
-        Ok(())
-    }
-
-    fn fail(&mut self, wanted: Wanted, error: Error) -> Result<()> {
-        match error {
-            Error::NotFound(_) | Error::Corrupt(_) => {
-                self.failed.insert(wanted, error);
-                Ok(())
-            }
-            passing => Err(passing),
         }
     }
 }

@@ -69,8 +69,8 @@ impl Manifests {
     /// Not cancel-safe: dropped halfway, the claim may land and fence the holder.
     ///
     /// # Errors
-    /// `NotFound`: there is no CURRENT. `Corrupt`: CURRENT, or the manifest it names. `Invalid`:
-    /// the store refuses for good, or a newer version wrote CURRENT.
+    /// `Corrupt`: CURRENT, or the manifest it names, also if it is gone. `Invalid`: the store
+    /// refuses for good, or a newer version wrote CURRENT.
     pub async fn claim_over(&self, known: Option<Snapshot>, claim: &Claim) -> Result<Claimed> {
         let mut pause = Pause::of_commits();
         let mut replaced: Option<Current> = None;
@@ -79,7 +79,7 @@ impl Manifests {
         loop {
             let (current, version) = match known.take() {
                 Some(known) => known,
-                None => match self.current().await {
+                None => match self.existing_current().await {
                     Ok(found) => found,
                     Err(error @ (Error::Unavailable(_) | Error::Indeterminate(_))) => {
                         pause.wait(&self.env, &error).await;

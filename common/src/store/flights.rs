@@ -2,10 +2,12 @@
 //!
 //! **Invariants**
 //! - While an act for a key is under way, nobody starts another for that key.
-//! - Everyone who waits drives the act, so one who is cancelled fails nobody: the act goes on for
-//!   as long as one of them waits, and ends with the last.
+//! - Everyone who waits drives the act, so one who is cancelled fails nobody.
+//! - An act that was begun and that nobody waits for any more runs to its end all the same, up to
+//!   [`LEFT_MAX`] of them: those whose patience is shorter than the act find its value when they
+//!   ask again, and do not begin it over and over.
 //! - An act that failed is not joined any more: who comes later starts anew.
-//! - The map holds only acts that somebody waits for.
+//! - The map holds only acts under way.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,6 +16,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::FutureExt;
 use futures::future::{Shared, WeakShared};
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 
 use crate::error::{Error, Result};
 
@@ -23,9 +27,14 @@ pub(super) type Act<V> = Pin<Box<dyn Future<Output = Result<V, Arc<Error>>> + Se
 /// An act, and the keys that it serves.
 pub(super) type Planned<K, V> = (Vec<K>, Act<V>);
 
+/// Acts that run on though nobody waits for them; each holds what it fetches, some MiB at most.
+/// Beyond it an act ends with the last who waits.
+const LEFT_MAX: usize = 16;
+
 /// The acts under way.
 pub(super) struct Flights<K: Ord + Copy, V: Clone> {
     under_way: Arc<Mutex<UnderWay<K, V>>>,
+    left: Arc<Semaphore>,
 }
 
 struct UnderWay<K, V: Clone> {
@@ -39,18 +48,31 @@ struct Flight<K, V: Clone> {
     keys: Arc<[K]>,
 }
 
-/// A place on an act under way. Dropping the last one ends the act.
-pub(super) struct Ticket<K: Ord + Copy, V: Clone> {
+/// A place on an act under way.
+pub(super) struct Ticket<K: Key, V: Value> {
     act: Option<Shared<Act<V>>>,
     number: u64,
     keys: Arc<[K]>,
     under_way: Arc<Mutex<UnderWay<K, V>>>,
+    /// Places for acts that nobody waits for; `None` once this ticket is such an act's.
+    left: Option<Arc<Semaphore>>,
+    /// Whether it was waited for.
+    is_begun: bool,
 }
 
-impl<K: Ord + Copy, V: Clone> Flights<K, V> {
+/// What an act is known by.
+pub(super) trait Key: Ord + Copy + Send + Sync + 'static {}
+impl<K: Ord + Copy + Send + Sync + 'static> Key for K {}
+
+/// What an act comes to.
+pub(super) trait Value: Clone + Send + Sync + 'static {}
+impl<V: Clone + Send + Sync + 'static> Value for V {}
+
+impl<K: Key, V: Value> Flights<K, V> {
     pub(super) fn new() -> Self {
         let under_way = UnderWay { by_key: BTreeMap::new(), started: 0 };
-        Self { under_way: Arc::new(Mutex::new(under_way)) }
+        let left = Arc::new(Semaphore::new(LEFT_MAX));
+        Self { under_way: Arc::new(Mutex::new(under_way)), left }
     }
 
     /// Joins the acts under way for `keys`, and starts the acts that `plan` makes of the others.
@@ -89,6 +111,8 @@ impl<K: Ord + Copy, V: Clone> Flights<K, V> {
             number: flight.number,
             keys: Arc::clone(&flight.keys),
             under_way: Arc::clone(&self.under_way),
+            left: Some(Arc::clone(&self.left)),
+            is_begun: false,
         })
     }
 
@@ -102,29 +126,61 @@ impl<K: Ord + Copy, V: Clone> Flights<K, V> {
                 under_way.by_key.insert(*key, flight);
             }
         }
-        Ticket { act: Some(act), number, keys, under_way: Arc::clone(&self.under_way) }
+        Ticket {
+            act: Some(act),
+            number,
+            keys,
+            under_way: Arc::clone(&self.under_way),
+            left: Some(Arc::clone(&self.left)),
+            is_begun: false,
+        }
     }
 }
 
-impl<K: Ord + Copy, V: Clone> Ticket<K, V> {
+impl<K: Key, V: Value> Ticket<K, V> {
     /// The keys that the act serves.
     pub(super) fn keys(&self) -> &[K] {
         &self.keys
     }
 
-    /// Waits for the act. Cancel-safe: the act goes on while another ticket is awaited.
+    /// Waits for the act. Cancel-safe.
     pub(super) async fn wait(mut self) -> Result<V> {
         let act = self.act.clone().expect("a ticket has its act until it is dropped");
+        self.is_begun = true;
         let outcome = act.await;
         drop(self.act.take());
         outcome.map_err(|error| error.repeat())
     }
+
+    /// Lets the act run on by itself, if it was begun, is not over and nobody else waits for it.
+    fn leave(&mut self) {
+        let Some(left) = self.left.take().filter(|_| self.is_begun) else { return };
+        let is_last = |act: &Shared<Act<V>>| act.peek().is_none() && act.strong_count() == Some(1);
+        let Some(act) = self.act.take_if(|act| is_last(act)) else { return };
+        let place = left.try_acquire_owned();
+        match (place, Handle::try_current()) {
+            (Ok(place), Ok(runtime)) => {
+                let under_way = Arc::clone(&self.under_way);
+                let (number, keys) = (self.number, Arc::clone(&self.keys));
+                let act = Some(act);
+                let ticket = Ticket { act, number, keys, under_way, left: None, is_begun: true };
+                runtime.spawn(async move {
+                    // Its value is in a cache by then, or its failure is remembered.
+                    drop(ticket.wait().await);
+                    drop(place);
+                });
+            }
+            _ => self.act = Some(act),
+        }
+    }
 }
 
-impl<K: Ord + Copy, V: Clone> Drop for Ticket<K, V> {
+impl<K: Key, V: Value> Drop for Ticket<K, V> {
     fn drop(&mut self) {
-        let mut under_way = lock(&self.under_way);
+        let under_way = Arc::clone(&self.under_way);
+        let mut under_way = lock(&under_way);
         // Within the lock: whoever drops the last handle finds it to be the last.
+        self.leave();
         drop(self.act.take());
         for key in &*self.keys {
             let over = |flight: &Flight<K, V>| {
@@ -139,7 +195,8 @@ impl<K: Ord + Copy, V: Clone> Drop for Ticket<K, V> {
 
 impl<K: Ord + Copy, V: Clone> fmt::Debug for Flights<K, V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Flights").field("keys", &lock(&self.under_way).by_key.len()).finish()
+        let keys = lock(&self.under_way).by_key.len();
+        f.debug_struct("Flights").field("keys", &keys).finish_non_exhaustive()
     }
 }
 
@@ -181,6 +238,39 @@ mod tests {
         }
         assert_eq!(runs.load(Ordering::Relaxed), 2);
         assert!(lock(&flights.under_way).by_key.is_empty(), "nobody waits any more");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_in_a_hurry_find_the_value_in_the_end() {
+        let (flights, runs) = (Flights::new(), Arc::new(AtomicU64::new(0)));
+        let mut begun = 0;
+        for _ in 0..4 {
+            let ticket = flights.board([1], |keys| {
+                begun += 1;
+                slow(&runs, keys)
+            });
+            let waiting = ticket.into_iter().next().unwrap().wait();
+            drop(tokio::time::timeout(Duration::from_millis(3), waiting).await);
+        }
+        assert_eq!((begun, runs.load(Ordering::Relaxed)), (1, 1));
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert!(lock(&flights.under_way).by_key.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn acts_that_nobody_waits_for_are_few() {
+        let (flights, runs) = (Flights::new(), Arc::new(AtomicU64::new(0)));
+        for key in 0..3 * u8::try_from(LEFT_MAX).unwrap() {
+            let mut waiting =
+                Box::pin(flights.board([key], |keys| slow(&runs, keys)).remove(0).wait());
+            assert!(futures::poll!(&mut waiting).is_pending());
+        }
+        assert_eq!(lock(&flights.under_way).by_key.len(), LEFT_MAX);
+        drop(flights.board([99], |keys| slow(&runs, keys)));
+        assert_eq!(lock(&flights.under_way).by_key.len(), LEFT_MAX, "it was not begun");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert_eq!(runs.load(Ordering::Relaxed), u64::try_from(LEFT_MAX).unwrap());
+        assert!(lock(&flights.under_way).by_key.is_empty());
     }
 
     #[tokio::test(start_paused = true)]

@@ -26,11 +26,13 @@ const MOVED_COUNT_MAX: u32 = 8;
 /// Between the two reads that must both miss CURRENT before it counts as gone: long enough for
 /// another connection and another server to answer, far below the default lease.
 const MISSING_PAUSE: Duration = Duration::from_millis(200);
-
+/// Before the looks at a CURRENT that is older than it was.
+const OLDER_PAUSES: [Duration; 2] = [Duration::from_millis(200), Duration::from_millis(800)];
 /// Reads of a manifest that CURRENT goes on naming before it counts as lost.
 const MISSED_COUNT_MAX: u32 = 3;
 /// Between two of them, about.
 const MISSED_PAUSE: Duration = Duration::from_millis(500);
+
 /// CURRENT and the manifest it names, read together.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
@@ -120,6 +122,7 @@ impl Manifests {
             answer => answer?,
         };
         let Some((current, version)) = changed else { return Ok(None) };
+        let (current, version) = self.unless_older(&known.current, (current, version)).await?;
         if current.database != known.current.database {
             let cause = format!("database {} became {}", known.current.database, current.database);
             return Err(Error::corrupt(Object::Current.path(), cause));
@@ -177,10 +180,7 @@ impl Manifests {
                 Err(Error::NotFound(_)) => {}
                 Err(error) => return Err(error),
             }
-            let (next, found) = match self.current().await {
-                Err(Error::NotFound(_)) => self.look_again_for_current().await?,
-                answer => answer?,
-            };
+            let (next, found) = self.existing_current().await?;
             if next.manifest == current.manifest {
                 missed_count += 1;
                 if missed_count >= MISSED_COUNT_MAX {
@@ -194,6 +194,42 @@ impl Manifests {
         let name = Object::Manifest(current.manifest).path();
         let cause = format!("CURRENT names it and it is not there: {REMEDY}");
         Err(Error::corrupt(name, cause))
+    }
+
+    /// CURRENT only goes forward: one that is older than what is known is the answer of a cache on
+    /// the way, or was put back by somebody. It is read again, without a condition; what the last
+    /// look shows is what is there.
+    async fn unless_older(
+        &self,
+        known: &Current,
+        mut found: (Current, Version),
+    ) -> Result<(Current, Version)> {
+        let is_odd = |found: &Current| {
+            found.database != known.database
+                || found.version < known.version
+                || found.writer.epoch < known.writer.epoch
+                || found.compactor.epoch < known.compactor.epoch
+        };
+        for pause in OLDER_PAUSES {
+            if !is_odd(&found.0) || planted("one_odd_answer_is_believed") {
+                break;
+            }
+            self.bucket.metrics().retried(Reason::Garbled);
+            tokio::time::sleep(pause).await;
+            found = self.existing_current().await?;
+        }
+        Ok(found)
+    }
+
+    /// CURRENT of a database that was there: it takes two reads to believe that it is not.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Unavailable`.
+    pub(super) async fn existing_current(&self) -> Result<(Current, Version)> {
+        match self.current().await {
+            Err(Error::NotFound(_)) => self.look_again_for_current().await,
+            answer => answer,
+        }
     }
 
     /// CURRENT did not answer to one read: one answer is not belief, so it is read again, without a

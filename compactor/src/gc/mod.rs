@@ -75,7 +75,7 @@ pub struct Passed {
     /// What is there then.
     pub snapshot: Snapshot,
     /// The objects that could not be read, so that what they may refer to was kept.
-    pub damaged: Vec<Object>,
+    pub unread: Vec<Object>,
 }
 
 impl Collector {
@@ -99,12 +99,12 @@ impl Collector {
         while !cancel.is_cancelled() {
             damaged_in_a_row = match self.pass(cancel).await {
                 Ok(None) => 0,
-                Ok(Some(Passed { snapshot, damaged })) => {
+                Ok(Some(Passed { snapshot, unread })) => {
                     self.metrics.passed();
                     if let Some(seen) = seen {
                         seen.send_replace(Some(snapshot));
                     }
-                    let names: Vec<_> = damaged.iter().map(Object::path).collect();
+                    let names: Vec<_> = unread.iter().map(Object::path).collect();
                     let damage = (!names.is_empty()).then(|| names.join(", "));
                     self.note_damage(damage, damaged_in_a_row)
                 }
@@ -138,7 +138,7 @@ impl Collector {
             return 0;
         };
         if before == 0 {
-            tracing::error!(%damage, "collection keeps all that damaged objects may refer to");
+            tracing::error!(%damage, "collection keeps all that unreadable objects may refer to");
         }
         before.saturating_add(1)
     }
@@ -196,7 +196,7 @@ impl Collector {
         cancel: &CancellationToken,
     ) -> Result<Passed> {
         let runs: BTreeSet<_> = listed.iter().filter_map(listed_run).collect();
-        let (snapshot, Reading { evidence, damaged }) = self.read(snapshot, &runs).await?;
+        let (snapshot, Reading { evidence, missed }) = self.read(snapshot, &runs).await?;
         let stored = listed.iter().map(|l| Stored { object: l.object, bytes: l.bytes });
         let deletable = evidence.deletable(stored, grace);
         for batch in deletable.chunks(DELETE_BATCH) {
@@ -208,8 +208,8 @@ impl Collector {
             let batch: BTreeSet<_> = batch.iter().collect();
             listed.retain(|listed| !batch.contains(&listed.object));
         }
-        let damaged = damaged.into_iter().map(|(object, _)| object).collect();
-        Ok(Passed { snapshot, damaged })
+        let damaged = missed.damaged.into_iter().map(|(object, _)| object);
+        Ok(Passed { snapshot, unread: damaged.chain(missed.unread).collect() })
     }
 
     async fn commit_edits(
@@ -240,12 +240,12 @@ impl Collector {
         for _ in 0..MOVED_COUNT_MAX {
             let reading =
                 reading::read(&self.bucket, &mut self.catalog, &snapshot, listed_runs).await?;
-            if reading.damaged.is_empty() {
+            if reading.missed.damaged.is_empty() {
                 return Ok((snapshot, reading));
             }
             // Another commit and another collector may have come between our reads.
             let Some(newer) = self.manifests.refresh(&snapshot).await? else {
-                for (object, cause) in &reading.damaged {
+                for (object, cause) in &reading.missed.damaged {
                     self.bucket.damage().report(object, cause);
                 }
                 return Ok((snapshot, reading));

@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::kit::{Kit, run_paused};
+use crate::withheld::Withheld;
 
 const RETENTION: Duration = Duration::from_mins(10);
 
@@ -168,6 +169,25 @@ fn lost_checkpoint_body_keeps_ssts_until_restored() {
 }
 
 #[test]
+fn withheld_run_keeps_ssts_and_is_no_damage() {
+    run_paused(async {
+        let store = Withheld::default();
+        let kit = Kit::over(store.clone());
+        compacted(&kit).await;
+        let run = Object::Run(kit.snapshot().await.manifest.runs[0].id);
+        store.withhold(&run);
+        sleep(RETENTION * 2).await;
+        let passed = pass(&kit).await.unwrap().unwrap();
+        assert_eq!(passed.unread, [run]);
+        assert_eq!(count(&kit, ObjectKind::Sst).await, 5, "any of them may be in the run");
+        assert_eq!(kit.bucket.damage().count(), 0, "the store may give it yet");
+        store.give_all();
+        let passed = pass(&kit).await.unwrap().unwrap();
+        assert_eq!((passed.unread.len(), count(&kit, ObjectKind::Sst).await), (0, 1));
+    });
+}
+
+#[test]
 fn damaged_run_keeps_ssts_and_lets_runs_go() {
     run_paused(async {
         let kit = Kit::new();
@@ -179,11 +199,11 @@ fn damaged_run_keeps_ssts_and_lets_runs_go() {
         kit.bucket.put(&run, bytes.into()).await.unwrap();
         sleep(RETENTION * 2).await;
         let passed = pass(&kit).await.unwrap().unwrap();
-        assert_eq!(passed.damaged, [run]);
+        assert_eq!(passed.unread, [run]);
         assert_eq!(count(&kit, ObjectKind::Sst).await, 5, "any of them may be in the run");
         kit.bucket.put(&run, sound).await.unwrap();
         let passed = pass(&kit).await.unwrap().unwrap();
-        assert_eq!((passed.damaged.len(), count(&kit, ObjectKind::Sst).await), (0, 1));
+        assert_eq!((passed.unread.len(), count(&kit, ObjectKind::Sst).await), (0, 1));
     });
 }
 

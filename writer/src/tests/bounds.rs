@@ -7,7 +7,10 @@ use std::task::{Context, Poll, Wake};
 use std::time::Duration;
 
 use bytes::Bytes;
+use cairn_common::format::path::ObjectKind;
+use cairn_common::store::metrics::Operation;
 use cairn_common::types::{Op, Payload, Seq};
+use tokio::time::Instant;
 
 use super::site::Site;
 use super::{PUT, Rig, put};
@@ -103,4 +106,43 @@ async fn what_is_delayed_or_refused_is_counted_by_its_reason() {
         let found = text.lines().find_map(|told| told.strip_prefix(&line));
         assert!(found.is_some_and(|count| count != "0"), "{line} in {text}");
     }
+}
+
+/// GETs of CURRENT so far.
+fn reads_of_current(rig: &Rig) -> u64 {
+    let rows = rig.parts.bucket.metrics().snapshot().rows;
+    let of_current = rows
+        .iter()
+        .filter(|row| row.kind == ObjectKind::Current && row.operation == Operation::Get);
+    of_current.map(|row| row.requests).sum()
+}
+
+#[tokio::test(start_paused = true)]
+async fn reloads_at_one_time_share_a_read() {
+    let rig = Rig::new();
+    let engine = rig.open(&[]).await;
+    let writer = engine.writer();
+    let get = Duration::from_millis(20);
+    rig.store.config_mut(|config| config.wait_get_per_call = get);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let (before, began) = (reads_of_current(&rig), Instant::now());
+    let reloads = (0..300).map(|_| writer.reload());
+    futures::future::try_join_all(reloads).await.unwrap();
+    assert!(reads_of_current(&rig) - before <= 2, "one under way, and one for who came later");
+    assert!(began.elapsed() <= 2 * get);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_known_is_told_while_the_store_is_silent() {
+    let rig = Rig::new();
+    let engine = rig.open(&[]).await;
+    let writer = engine.writer();
+    rig.take_away();
+    let mut asking = Box::pin(writer.reload());
+    assert!(futures::poll!(&mut asking).is_pending());
+    let began = Instant::now();
+    let known = writer.lease.snapshot();
+    assert_eq!(known.current.writer.epoch, writer.lease.epoch());
+    writer.lease.note(known);
+    assert_eq!(began.elapsed(), Duration::ZERO);
 }

@@ -161,13 +161,14 @@ impl Attempt {
     pub(super) async fn restart<V: Views>(
         &mut self,
         views: &V,
-        view: &View,
+        (view, arrival): (&View, &Arrival),
         why: impl Into<Unanswered>,
     ) -> Answer<()> {
         match why.into() {
             Unanswered::Failed(error) => {
                 self.0.judge(view, error)?;
-                Ok(views.reload().await?)
+                let reload = arrival.deadline().limit("loading the manifest", views.reload());
+                Ok(arrival.aside(Wait::Read(0), reload).await???)
             }
             Unanswered::Refused(problem) => Err(problem),
         }
@@ -225,7 +226,7 @@ async fn find<V: Views>(
         let read = request.deadline.limit("reading", answerable.view.get(key, answerable.now_ms));
         match arrival.aside(Wait::Read(0), read).await?? {
             Ok(found) => return Ok((found, answerable.headers())),
-            Err(error) => attempt.restart(views, &answerable.view, error).await?,
+            Err(error) => attempt.restart(views, (&answerable.view, arrival), error).await?,
         }
     }
 }
@@ -252,7 +253,7 @@ async fn get_many<V: Views>(
                 answerable.headers().put(response.headers_mut());
                 return Ok(response);
             }
-            Err(why) => attempt.restart(&*views, &answerable.view, why).await?,
+            Err(why) => attempt.restart(&*views, (&answerable.view, &arrival), why).await?,
         }
     }
 }

@@ -13,17 +13,22 @@ use object_store::{
     ObjectStoreExt, PutMultipartOptions, PutOptions, PutPayload, PutResult,
 };
 
+use uuid::Uuid;
+
 use super::*;
 use crate::clock::TokioClock;
 use crate::env::{Cpu, Env, SeededRandom};
 use crate::store::answer::Refusal;
+use crate::store::claim::Claim;
+use crate::store::manifest::Manifests;
 use crate::store::object::StoreSettings;
+use crate::types::Role;
 
 /// What the next read meets.
 #[derive(Clone, Debug)]
 enum Odd {
     /// Other bytes.
-    Garbled(&'static str),
+    Garbled(Bytes),
     /// A status without the store's code.
     Foreign(u16),
 }
@@ -140,16 +145,15 @@ fn sound(bytes: Bytes) -> Result<Bytes, Corrupt> {
 
 /// Texts that are all different.
 fn different(count: usize) -> impl Iterator<Item = Odd> {
-    (0..count).map(|index| {
-        let text: &'static str = Box::leak(format!("odd {index}").into_boxed_str());
-        Odd::Garbled(text)
-    })
+    (0..count).map(|index| Odd::Garbled(format!("odd {index}").into()))
 }
 
 #[tokio::test(start_paused = true)]
 async fn one_odd_answer_is_read_again() {
     let kit = Kit::new("sound").await;
-    for odd in [Odd::Garbled("sou"), Odd::Garbled(""), Odd::Foreign(404), Odd::Foreign(200)] {
+    for odd in
+        [Odd::Garbled("sou".into()), Odd::Garbled("".into()), Odd::Foreign(404), Odd::Foreign(200)]
+    {
         kit.plan([odd.clone()]);
         assert_eq!(kit.read().await.unwrap(), "sound", "{odd:?}");
         kit.plan([odd.clone(), odd.clone()]);
@@ -204,8 +208,28 @@ async fn a_foreign_404_is_never_absence() {
 #[tokio::test(start_paused = true)]
 async fn an_object_that_ends_early_is_read_again() {
     let kit = Kit::new("sound").await;
-    kit.plan([Odd::Garbled("so"), Odd::Garbled("s")]);
+    kit.plan([Odd::Garbled("so".into()), Odd::Garbled("s".into())]);
     assert_eq!(kit.bucket.get_range(&Object::Current, 1..5).await.unwrap(), "ound");
     let short = kit.bucket.get_range(&Object::Current, 1..6).await;
     assert!(matches!(short, Err(Error::Corrupt(_))), "{short:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_older_current_is_read_again() {
+    let kit = Kit::new("sound").await;
+    kit.bucket.delete(&[Object::Current]).await.unwrap();
+    let manifests = Manifests::new(kit.bucket.clone(), kit.bucket.env().clone());
+    manifests.create().await.unwrap();
+    let old = kit.bucket.get(&Object::Current).await.unwrap();
+    let (role, uuid) = (Role::Writer, Uuid::from_u128(1));
+    let claim = Claim { role, uuid, url: None, lease: Duration::from_secs(2) };
+    let known = manifests.claim(&claim).await.unwrap().snapshot;
+    for times in [1, 2] {
+        kit.plan(std::iter::repeat_n(Odd::Garbled(old.clone()), times));
+        let found = manifests.refresh(&known).await.unwrap();
+        assert!(found.is_none_or(|found| found.current == known.current), "{times} of a cache");
+    }
+    kit.bucket.put(&Object::Current, old).await.unwrap();
+    let found = manifests.refresh(&known).await.unwrap().unwrap();
+    assert!(found.current.writer.epoch < known.current.writer.epoch, "it was put back");
 }
