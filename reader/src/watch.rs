@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cairn_common::format::path::ObjectKind;
+use cairn_common::store::object::directory_of;
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
-use percent_encoding::percent_decode_str;
 
 use crate::sights::Sights;
 
@@ -23,7 +23,7 @@ pub(crate) struct Watch {
 impl Watch {
     /// A watch over the store of this URL; of nothing, where that is no directory.
     pub(crate) fn new(url: &str, sights: Arc<Sights>) -> Self {
-        let local = directory(url);
+        let local = directory_of(url);
         let Some(root) = &local else { return Self { watcher: None, local, wanted: Vec::new() } };
         let wake = move |event: notify::Result<Event>| {
             if event.is_ok_and(|event| is_news(&event)) {
@@ -50,11 +50,6 @@ impl Watch {
     }
 }
 
-fn directory(url: &str) -> Option<PathBuf> {
-    let path = percent_decode_str(url.strip_prefix("file://")?).decode_utf8().ok()?;
-    Some(PathBuf::from(&*path))
-}
-
 /// Whether something may have changed that readers follow.
 fn is_news(event: &Event) -> bool {
     // Opening and closing are told too, and our own reads would wake us for ever.
@@ -72,12 +67,6 @@ mod tests {
     use notify::event::{AccessKind, AccessMode, CreateKind};
 
     use super::*;
-
-    #[test]
-    fn directories_alone_are_watched() {
-        assert_eq!(directory("file:///a%20b/c"), Some(PathBuf::from("/a b/c")));
-        assert_eq!(directory("s3://bucket/prefix"), None);
-    }
 
     #[test]
     fn reads_and_unfinished_writes_are_no_news() {

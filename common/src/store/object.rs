@@ -29,7 +29,7 @@ pub use super::listing::Listed;
 use super::metrics::{Operation, Prices, StoreMetrics};
 use super::upload::Upload;
 use super::url;
-pub use super::url::{Variables, is_on_network};
+pub use super::url::{Variables, directory_of, is_on_network};
 use crate::env::Env;
 use crate::format::path::Object;
 use crate::{Error, Result};

@@ -1,5 +1,6 @@
 //! Store URLs: which store, which bucket, which root; and what is wrong with one that cannot be.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use object_store::{ClientConfigKey, ObjectStore, RetryConfig};
 use super::date::StoreClock;
 use super::local::LocalDirectory;
 use super::metrics::Prices;
-use super::wire::Connector;
+use super::wire::{Connector, Home, Provider};
 use crate::{Error, Result};
 
 /// Longer than any attempt: attempts have deadlines of their own.
@@ -67,9 +68,9 @@ pub enum Variables {
     Given(Vec<(String, String)>),
 }
 
-/// A builder of a client, set up from variables.
+/// A builder of a client, set up from variables. It lacks the connector.
 macro_rules! builder {
-    ($builder:ident, $key:ident, $variables:expr, $clock:expr) => {{
+    ($builder:ident, $key:ident, $variables:expr) => {{
         let builder = match $variables {
             Variables::OfProcess => $builder::from_env(),
             Variables::Given(variables) => {
@@ -87,7 +88,6 @@ macro_rules! builder {
             .with_config($key::Client(ClientConfigKey::Timeout), CLIENT_TIMEOUT)
             .with_config($key::Client(ClientConfigKey::ConnectTimeout), CONNECT_TIMEOUT)
             .with_retry(no_retries())
-            .with_http_connector(Connector::new(Arc::clone($clock)))
     }};
 }
 
@@ -110,26 +110,84 @@ pub(super) fn open(url: &str, variables: &Variables, clock: &Arc<StoreClock>) ->
         }
         Scheme::Memory => (Arc::new(InMemory::new()), Prices::FREE),
         Scheme::S3 => {
-            let builder = builder!(AmazonS3Builder, AmazonS3ConfigKey, variables, clock);
+            let builder = builder!(AmazonS3Builder, AmazonS3ConfigKey, variables);
             check_encryption(&builder)?;
-            let builder =
-                builder.with_bucket_name(bucket).with_conditional_put(S3ConditionalPut::ETagMatch);
+            let connector = Connector::new(home_on_s3(&builder, &bucket), Arc::clone(clock));
+            let builder = builder
+                .with_bucket_name(bucket)
+                .with_conditional_put(S3ConditionalPut::ETagMatch)
+                .with_http_connector(connector);
             (Arc::new(builder.build().map_err(unusable)?), Prices::S3)
         }
         Scheme::Gcs => {
-            let builder = builder!(GoogleCloudStorageBuilder, GoogleConfigKey, variables, clock);
-            let builder = builder.with_bucket_name(bucket);
+            let builder = builder!(GoogleCloudStorageBuilder, GoogleConfigKey, variables);
+            let connector = Connector::new(home_on_gcs(&builder, &bucket), Arc::clone(clock));
+            let builder = builder.with_bucket_name(bucket).with_http_connector(connector);
             (Arc::new(builder.build().map_err(unusable)?), Prices::GCS)
         }
         Scheme::Azure => {
-            let builder = builder!(MicrosoftAzureBuilder, AzureConfigKey, variables, clock);
-            let builder = builder.with_container_name(bucket);
+            let builder = builder!(MicrosoftAzureBuilder, AzureConfigKey, variables);
+            let connector = Connector::new(home_on_azure(&builder, &bucket), Arc::clone(clock));
+            let builder = builder.with_container_name(bucket).with_http_connector(connector);
             (Arc::new(builder.build().map_err(unusable)?), Prices::AZURE)
         }
     };
     let root = Path::parse(&root)
         .map_err(|error| Error::Invalid(format!("the prefix in {url} cannot be used: {error}")))?;
     Ok(Opened { store, root, url: url.to_owned(), prices })
+}
+
+/// Where `object_store` sends the requests for a bucket, by the same rules. An S3 Express bucket is
+/// at an address of its own, which is not judged.
+fn home_on_s3(builder: &AmazonS3Builder, bucket: &str) -> Home {
+    let setting = |key| builder.get_config_value(&key);
+    let is_virtual = is_set(setting(AmazonS3ConfigKey::VirtualHostedStyleRequest));
+    let endpoint =
+        setting(AmazonS3ConfigKey::S3Endpoint).or_else(|| setting(AmazonS3ConfigKey::Endpoint));
+    let region = setting(AmazonS3ConfigKey::Region).unwrap_or_else(|| "us-east-1".to_owned());
+    let url = match (endpoint, is_virtual) {
+        (Some(endpoint), true) => endpoint,
+        (Some(endpoint), false) => format!("{endpoint}/{bucket}"),
+        (None, true) => format!("https://{bucket}.s3.{region}.amazonaws.com"),
+        (None, false) => format!("https://s3.{region}.amazonaws.com/{bucket}"),
+    };
+    Home::new(Provider::S3, &url)
+}
+
+/// The same on Google's. An address in the file of a service account (an emulator's) is not known
+/// here: its answers are not judged.
+fn home_on_gcs(builder: &GoogleCloudStorageBuilder, bucket: &str) -> Home {
+    let url = builder.get_config_value(&GoogleConfigKey::BaseUrl);
+    let url = url.unwrap_or_else(|| "https://storage.googleapis.com".to_owned());
+    Home::new(Provider::Gcs, &format!("{url}/{bucket}"))
+}
+
+/// The same on Azure's.
+fn home_on_azure(builder: &MicrosoftAzureBuilder, bucket: &str) -> Home {
+    let setting = |key| builder.get_config_value(&key);
+    let account = setting(AzureConfigKey::AccountName);
+    if is_set(setting(AzureConfigKey::UseEmulator)) {
+        let url = std::env::var("AZURITE_BLOB_STORAGE_URL");
+        let url = url.unwrap_or_else(|_| "http://127.0.0.1:10000".to_owned());
+        let account = account.as_deref().unwrap_or("devstoreaccount1");
+        return Home::new(Provider::Azure, &format!("{url}/{account}/{bucket}"));
+    }
+    let account = account.unwrap_or_default();
+    let url = setting(AzureConfigKey::Endpoint).unwrap_or_else(|| {
+        let domain = if is_set(setting(AzureConfigKey::UseFabricEndpoint)) {
+            "fabric.microsoft.com"
+        } else {
+            "core.windows.net"
+        };
+        format!("https://{account}.blob.{domain}")
+    });
+    Home::new(Provider::Azure, &format!("{url}/{bucket}"))
+}
+
+/// Whether a switch is on, in any of the words that `object_store` knows for it.
+fn is_set(value: Option<String>) -> bool {
+    let value = value.unwrap_or_default().to_ascii_lowercase();
+    ["1", "true", "on", "yes", "y"].contains(&value.as_str())
 }
 
 /// Plain HTTP is refused by the client with a text that does not help.
@@ -171,6 +229,15 @@ fn parse(url: &str) -> Result<Parts> {
         }
     };
     Ok(Parts { scheme, bucket: bucket.to_owned(), root })
+}
+
+/// The directory that a `file://` URL names; `None` for every other URL, and for one that no store
+/// can be opened with.
+pub fn directory_of(url: &str) -> Option<PathBuf> {
+    match parse(url) {
+        Ok(Parts { scheme: Scheme::File, root, .. }) => Some(PathBuf::from(root)),
+        _ => None,
+    }
 }
 
 fn directory(url: &str, rest: &str) -> Result<String> {
@@ -232,6 +299,14 @@ mod tests {
             assert_eq!(parse(url).unwrap(), want, "{url}");
             let local = matches!(scheme, Scheme::File | Scheme::Memory);
             assert_eq!(is_on_network(url), !local, "{url}");
+        }
+    }
+
+    #[test]
+    fn only_a_file_url_names_a_directory() {
+        assert_eq!(directory_of("file:///a%20b/c"), Some(PathBuf::from("/a b/c")));
+        for other in ["s3://bucket/prefix", "memory:///x", "file://a", "/a"] {
+            assert_eq!(directory_of(other), None, "{other}");
         }
     }
 

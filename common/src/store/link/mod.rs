@@ -9,13 +9,19 @@
 //! a transfer ended within FAST, and others waited for a place   -> a little more in flight
 //! a transfer took longer than SLOW beside others                -> a quarter less
 //! a transfer timed out                                          -> half, and twice the patience
+//! a small one succeeded, CALM_AFTER after all that               -> twice, half the patience, each
+//!                                                                  RECOVERY_STEP, to the start
 //! ```
 //!
 //! **Invariants**
-//! - Small transfers never wait: CURRENT and small objects of the log go at once.
+//! - Small transfers never wait, count towards no bound, and are waited for at most twice the time
+//!   that is asked for: CURRENT and small objects of the log go at once, and hang shortly.
 //! - Of those that wait, the log goes before what is bulk (SSTs), each in its order; what is bulk
 //!   leaves a quarter of the bound to others.
-//! - One transfer is always admitted, however large: the bound never stops everything.
+//! - The first of those that wait is admitted if no large transfer is under way, however large it
+//!   is and however many small ones are: the bound never stops everything.
+//! - An outage leaves no trace: a minute after its end bound and patience are what they were at the
+//!   start, or what a large transfer since has measured, if anything at all succeeds.
 //! - Reads and writes are bounded apart: links carry both ways at once.
 
 use std::collections::BTreeMap;
@@ -48,6 +54,12 @@ const RATE_MIN: u64 = 16 << 10;
 const MEASURED_BYTES_MIN: u64 = 256 << 10;
 /// So long after it was slow, a link is not calm.
 const CALM_AFTER: Duration = Duration::from_secs(10);
+/// How often a calm link is trusted with twice as much: from the lowest rate to the one at the
+/// start are six steps, half a minute.
+const RECOVERY_STEP: Duration = Duration::from_secs(5);
+/// So long what a large transfer has measured counts for more than the success of small ones, which
+/// a slow link carries as well.
+const MEASURED_FOR: Duration = Duration::from_mins(5);
 
 /// Who goes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -66,13 +78,47 @@ pub(super) struct Link {
 
 struct State {
     bound: u64,
-    in_flight: u64,
+    load: Load,
     rate: u64,
+    /// The rate that the last large transfer made, and when.
+    measured: Option<(u64, Duration)>,
     /// When the bound went down last.
     slowed_at: Option<Duration>,
+    /// When bound and rate went up last because the link was calm.
+    recovered_at: Duration,
     /// In the order in which they go; each by a number of its own.
     waiting: BTreeMap<(Class, u64), Waiting>,
     arrived: u64,
+}
+
+/// What is in flight.
+#[derive(Debug, Default)]
+struct Load {
+    /// All of it, in bytes.
+    bytes: u64,
+    /// Of which those of transfers that are not small, which alone are bounded.
+    large_bytes: u64,
+    /// Transfers that will measure the link.
+    measuring: usize,
+}
+
+impl Load {
+    fn add(&mut self, bytes: u64) {
+        self.bytes = self.bytes.saturating_add(bytes);
+        self.large_bytes = self.large_bytes.saturating_add(large(bytes));
+        self.measuring += usize::from(bytes >= MEASURED_BYTES_MIN);
+    }
+
+    fn remove(&mut self, bytes: u64) {
+        self.bytes = self.bytes.saturating_sub(bytes);
+        self.large_bytes = self.large_bytes.saturating_sub(large(bytes));
+        self.measuring -= usize::from(bytes >= MEASURED_BYTES_MIN);
+    }
+}
+
+/// The part of a transfer that is bounded: all or nothing.
+fn large(bytes: u64) -> u64 {
+    if bytes > SMALL_BYTES { bytes } else { 0 }
 }
 
 struct Waiting {
@@ -106,9 +152,11 @@ impl Link {
     pub(super) fn new(clock: Arc<dyn Clock>) -> Self {
         let state = State {
             bound: IN_FLIGHT_START,
-            in_flight: 0,
+            load: Load::default(),
             rate: RATE_START,
+            measured: None,
             slowed_at: None,
+            recovered_at: Duration::ZERO,
             waiting: BTreeMap::new(),
             arrived: 0,
         };
@@ -137,7 +185,7 @@ impl Link {
     /// How long a request may make no progress: longer while others are in flight before it.
     pub(super) fn patience(&self, at_least: Duration) -> Duration {
         let state = self.lock();
-        at_least + state.expected(state.in_flight)
+        at_least + state.expected(state.load.bytes)
     }
 
     /// Whether a request sent twice takes nothing from others.
@@ -146,16 +194,16 @@ impl Link {
         let now = self.clock.boot();
         let was_slow =
             state.slowed_at.is_some_and(|slowed_at| now.saturating_sub(slowed_at) < CALM_AFTER);
-        state.waiting.is_empty() && state.in_flight < state.bound / 2 && !was_slow
+        state.waiting.is_empty() && state.load.bytes < state.bound / 2 && !was_slow
     }
 
     fn admit(self: &Arc<Self>, state: &mut State, bytes: u64) -> Permit {
-        state.in_flight += bytes;
+        state.load.add(bytes);
         Permit {
             link: Arc::clone(self),
             bytes,
             began_at: self.clock.boot(),
-            in_flight: state.in_flight,
+            in_flight: state.load.bytes,
             was_full: !state.waiting.is_empty(),
         }
     }
@@ -194,8 +242,8 @@ impl State {
             Class::Urgent => self.bound,
             Class::Bulk => self.bound / 4 * 3,
         };
-        // Small ones never fill the link, so they do not keep a large one out.
-        self.in_flight <= SMALL_BYTES || self.in_flight.saturating_add(bytes) <= bound
+        // Small ones are not counted: a steady stream of them must not keep a large one out.
+        self.load.large_bytes == 0 || self.load.large_bytes.saturating_add(bytes) <= bound
     }
 
     fn expected(&self, bytes: u64) -> Duration {
@@ -213,11 +261,17 @@ impl State {
                 self.rate = (self.rate / 2).max(RATE_MIN);
                 self.slowed_at = Some(now);
             }
-            Transfer::Done if permit.bytes > SMALL_BYTES => {
+            Transfer::Done => {
                 if permit.bytes >= MEASURED_BYTES_MIN {
                     let millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX).max(1);
                     let rate = permit.bytes.saturating_mul(1_000) / millis;
                     self.rate = (rate / 4).clamp(RATE_MIN, RATE_START);
+                    self.measured = Some((self.rate, now));
+                } else {
+                    self.recover(now);
+                }
+                if permit.bytes <= SMALL_BYTES {
+                    return;
                 }
                 if took <= FAST && (permit.was_full || !self.waiting.is_empty()) {
                     self.bound = (self.bound + permit.bytes / 4).min(IN_FLIGHT_MAX);
@@ -226,24 +280,50 @@ impl State {
                     self.slowed_at = Some(now);
                 }
             }
-            _ => {}
+            Transfer::TimedOut | Transfer::Failed => {}
         }
+    }
+
+    /// Lets bound and rate return towards their start, if nothing has been slow for a while and
+    /// nothing is under way that will measure the link.
+    fn recover(&mut self, now: Duration) {
+        let since = |at: Duration| now.saturating_sub(at);
+        let was_slow = self.slowed_at.is_some_and(|slowed_at| since(slowed_at) < CALM_AFTER);
+        let is_busy = self.load.measuring > 0 || !self.waiting.is_empty();
+        if was_slow || is_busy || since(self.recovered_at) < RECOVERY_STEP {
+            return;
+        }
+        let measured = self.measured.filter(|(_, at)| since(*at) < MEASURED_FOR);
+        let rate_goal = measured.map_or(RATE_START, |(rate, _)| rate);
+        self.rate = self.rate.max(rate_goal.min(self.rate.saturating_mul(2)));
+        self.bound = self.bound.max(IN_FLIGHT_START.min(self.bound.saturating_mul(2)));
+        self.recovered_at = now;
     }
 }
 
 impl Permit {
-    /// How long the transfer may make no progress that can be seen.
+    /// How long the transfer may make no progress that can be seen. A small one shares the link
+    /// with large ones, but does not wait for their end.
     pub(super) fn patience(&self, at_least: Duration) -> Duration {
-        at_least + self.link.lock().expected(self.in_flight)
+        let expected = self.link.lock().expected(self.in_flight);
+        let is_small = self.bytes <= SMALL_BYTES;
+        at_least + if is_small { expected.min(at_least) } else { expected }
     }
 
     /// Counts so many bytes, now that they are known. Does not wait.
     pub(super) fn resize(&mut self, bytes: usize) {
         let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
-        let mut state = self.link.lock();
-        state.in_flight = state.in_flight.saturating_sub(self.bytes).saturating_add(bytes);
+        let is_less = {
+            let mut state = self.link.lock();
+            state.load.remove(self.bytes);
+            state.load.add(bytes);
+            self.in_flight = state.load.bytes;
+            bytes < self.bytes
+        };
         self.bytes = bytes;
-        self.in_flight = state.in_flight;
+        if is_less {
+            self.link.grant();
+        }
     }
 
     /// Frees its bytes, and lets the link learn from how it went.
@@ -257,7 +337,7 @@ impl Drop for Permit {
     fn drop(&mut self) {
         {
             let mut state = self.link.lock();
-            state.in_flight = state.in_flight.saturating_sub(self.bytes);
+            state.load.remove(self.bytes);
         }
         self.link.grant();
     }
@@ -268,7 +348,7 @@ impl fmt::Debug for Link {
         let state = self.lock();
         f.debug_struct("Link")
             .field("bound", &state.bound)
-            .field("in_flight", &state.in_flight)
+            .field("load", &state.load)
             .field("waiting", &state.waiting.len())
             .finish_non_exhaustive()
     }

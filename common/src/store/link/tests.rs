@@ -117,3 +117,81 @@ async fn a_fast_link_gets_more_in_flight() {
     let bound = link.lock().bound;
     assert!(bound > 2 * IN_FLIGHT_START, "{bound}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn steady_small_ones_keep_no_large_one_out() {
+    for class in [Class::Urgent, Class::Bulk] {
+        let (link, _) = kit(MIB);
+        link.lock().bound = IN_FLIGHT_MIN;
+        let mut small = Vec::new();
+        for _ in 0..200 {
+            small.push(link.enter(Class::Urgent, 16 << 10).await);
+        }
+        let enters = link.enter(class, 8 * MIB);
+        let large = tokio::time::timeout(Duration::from_millis(1), enters).await;
+        let large = large.unwrap_or_else(|_| panic!("{class:?} waits for small ones"));
+        let second = link.enter(class, MIB);
+        assert!(tokio::time::timeout(Duration::from_secs(9), second).await.is_err());
+        // The next goes when the large one ends, though the small ones are as many as before.
+        drop(large);
+        let third = link.enter(class, 8 * MIB);
+        drop(tokio::time::timeout(Duration::from_millis(1), third).await.unwrap());
+        drop(small);
+        assert_eq!(link.lock().load.bytes, 0);
+    }
+}
+
+/// Every transfer times out for 30 s.
+async fn black_hole(link: &Arc<Link>) {
+    let end = link.clock.boot() + Duration::from_secs(30);
+    while link.clock.boot() < end {
+        let permit = link.enter(Class::Urgent, 1_000).await;
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        permit.end(Transfer::TimedOut);
+    }
+    let state = link.lock();
+    assert_eq!((state.bound, state.rate), (IN_FLIGHT_MIN, RATE_MIN));
+}
+
+#[tokio::test(start_paused = true)]
+async fn small_successes_end_the_memory_of_an_outage() {
+    const WITHIN: Duration = Duration::from_mins(1);
+    let at_least = Duration::from_secs(5);
+    for bytes in [1_000, 100 << 10] {
+        let (link, network) = kit(64 * MIB);
+        send(&link, &network, (Class::Bulk, 8 * MIB)).await;
+        black_hole(&link).await;
+        let mut blocks = Vec::new();
+        for _ in 0..20 {
+            blocks.push(link.enter(Class::Urgent, 16 << 10).await);
+        }
+        let hung = link.enter(Class::Urgent, 1_000).await;
+        assert!(hung.patience(at_least) <= at_least * 2, "{:?}", hung.patience(at_least));
+        drop((blocks, hung));
+        let end = link.clock.boot() + WITHIN;
+        while link.clock.boot() < end {
+            send(&link, &network, (Class::Urgent, bytes)).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let state = link.lock();
+        assert_eq!((state.bound, state.rate), (IN_FLIGHT_START, RATE_START), "{bytes}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_measured_outlives_small_successes() {
+    let (link, network) = kit(MIB / 16);
+    send(&link, &network, (Class::Urgent, MIB)).await;
+    let measured = link.lock().rate;
+    assert!(measured < RATE_START / 8, "{measured}");
+    let small = async || {
+        for _ in 0..200 {
+            send(&link, &network, (Class::Urgent, 1_000)).await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    small().await;
+    assert_eq!(link.lock().rate, measured, "a slow link carries small ones too");
+    small().await;
+    assert_eq!(link.lock().rate, RATE_START, "but not for ever");
+}

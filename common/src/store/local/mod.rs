@@ -34,6 +34,7 @@ use object_store::{
 
 use self::files::Files;
 use self::upload::LocalUpload;
+use super::url::directory_of;
 
 mod files;
 mod swap;
@@ -59,7 +60,7 @@ impl LocalDirectory {
 
     /// The store of a `file://` URL; `None` for every other.
     pub fn of_url(url: &str) -> Option<Self> {
-        url.strip_prefix("file://").map(Self::new)
+        directory_of(url).map(Self::new)
     }
 
     /// Removes what killed processes have left; returns how many files and bytes. Costs one walk

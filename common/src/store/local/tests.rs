@@ -184,3 +184,18 @@ async fn a_swap_goes_on_when_its_caller_goes_away() {
     };
     assert_eq!(found == "2", second.is_ok(), "{second:?}");
 }
+
+#[tokio::test]
+async fn a_url_with_a_space_is_swept_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("my data");
+    std::fs::create_dir(&root).unwrap();
+    let leftover = root.join("wal#77-1f-2");
+    std::fs::write(&leftover, "half").unwrap();
+    let old = std::time::UNIX_EPOCH;
+    std::fs::File::options().write(true).open(&leftover).unwrap().set_modified(old).unwrap();
+    let url = format!("file://{}/my%20data", directory.path().display());
+    let store = LocalDirectory::of_url(&url).unwrap();
+    assert_eq!(store.sweep().await.unwrap(), (1, 4));
+    assert!(!leftover.exists());
+}

@@ -9,8 +9,12 @@
 //! swap of a version that is no more, conditional reads. The object is deleted; one that cannot be
 //! is left to the collector.
 //!
-//! **Invariant**: an answer that is not certain refutes nothing: only two successes do, or content
-//! that no success explains.
+//! **Invariants**
+//! - An answer that is not certain refutes nothing.
+//! - Nor does a refusal on its own: a proxy that repeats a PUT whose answer it lost brings the
+//!   repetition's refusal, while the write has landed. The content decides what has.
+//! - What refutes: two successes, a success that the content does not show, content that nobody
+//!   wrote, or a condition that held and was refused to all, with nothing written.
 
 use std::time::Duration;
 
@@ -100,7 +104,8 @@ async fn race(bucket: &Bucket, object: &Object) -> Result<Result<(), Broken>> {
     }
     let (bytes, second) = read(bucket, object).await?;
     let is_certain = answers.iter().all(|answer| matches!(answer, Ok(_) | Err(Error::Conflict(_))));
-    if is_certain && swapped == 0 {
+    // SUBTLE: one may have landed all the same, and its repetition have been refused.
+    if is_certain && swapped == 0 && second == first {
         return Ok(Err("a swap with the right version was refused"));
     }
     let winner = answers.iter().position(Result::is_ok);
@@ -187,3 +192,6 @@ fn refusal(bucket: &Bucket, what: &str) -> String {
         bucket.url()
     )
 }
+
+#[cfg(test)]
+mod tests;
