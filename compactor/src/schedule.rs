@@ -216,7 +216,10 @@ impl Scheduler {
         let mut tree = tree_of(&manifest, &runs);
         self.mark(&mut tree, &runs);
         self.start_check(&runs);
-        if let Some(id) = self.board.waiting() {
+        // A full compaction waits for all runs, or fails over those that are damaged.
+        let is_whole = runs.len() == manifest.runs.len();
+        let waiting = self.board.waiting();
+        if let Some(id) = waiting.filter(|_| is_whole || self.blacklist.first().is_some()) {
             if !self.running.is_empty() {
                 return Ok(());
             }
@@ -302,6 +305,11 @@ impl Scheduler {
         let ids: BTreeSet<Uuid> = tree.sources().map(|source| source.id).collect();
         self.first_seen.retain(|id, _| ids.contains(id));
         let damaged = self.damaged_sources(runs);
+        // No job can be made of a run whose object was not had, whatever the reason.
+        let loaded: BTreeSet<Uuid> = runs.iter().map(|run| run.id.uuid).collect();
+        for run in &mut tree.runs {
+            run.damaged |= !loaded.contains(&run.id);
+        }
         for source in tree.sources_mut() {
             let since = *self.first_seen.entry(source.id).or_insert(now);
             let age = now.saturating_sub(since).as_millis();

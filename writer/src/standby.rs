@@ -310,7 +310,8 @@ impl Standby<'_> {
         let wal = Wal::new(manifests.bucket().clone(), known.current.database);
         async move {
             let began = env.clock.boot();
-            let (refreshed, read) = futures::join!(manifests.refresh(&known), log.read_on(&wal));
+            let (refreshed, mut read) =
+                futures::join!(manifests.refresh(&known), log.read_on(&wal));
             let mut is_certain = true;
             let mut note = |error: Error| {
                 is_certain = false;
@@ -324,11 +325,17 @@ impl Standby<'_> {
                 }
                 Err(error) => Err(error),
             };
+            if let Ok(snapshot) = &found {
+                let before = log.position();
+                log.advance(snapshot.current.replay_from);
+                // SUBTLE: a flush has passed what was read, and what came next may be collected.
+                // The log goes on behind it, and only its end shows whether it grows.
+                if read.is_ok() && log.position() > before {
+                    read = log.read_on(&wal).await;
+                }
+            }
             if let Err(error) = read {
                 note(error);
-            }
-            if let Ok(snapshot) = &found {
-                log.advance(snapshot.current.replay_from);
             }
             Look { began, found, is_certain, log }
         }

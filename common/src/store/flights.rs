@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use futures::FutureExt;
 use futures::future::{Shared, WeakShared};
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::error::{Error, Result};
 
@@ -152,35 +152,43 @@ impl<K: Key, V: Value> Ticket<K, V> {
         outcome.map_err(|error| error.repeat())
     }
 
-    /// Lets the act run on by itself, if it was begun, is not over and nobody else waits for it.
-    fn leave(&mut self) {
-        let Some(left) = self.left.take().filter(|_| self.is_begun) else { return };
+    /// What lets the act run on by itself, if it was begun, is not over and nobody else waits.
+    fn leave(&mut self) -> Option<Leaving<K, V>> {
+        let left = self.left.take().filter(|_| self.is_begun)?;
+        let (place, runtime) = (left.try_acquire_owned().ok()?, Handle::try_current().ok()?);
         let is_last = |act: &Shared<Act<V>>| act.peek().is_none() && act.strong_count() == Some(1);
-        let Some(act) = self.act.take_if(|act| is_last(act)) else { return };
-        let place = left.try_acquire_owned();
-        match (place, Handle::try_current()) {
-            (Ok(place), Ok(runtime)) => {
-                let under_way = Arc::clone(&self.under_way);
-                let (number, keys) = (self.number, Arc::clone(&self.keys));
-                let act = Some(act);
-                let ticket = Ticket { act, number, keys, under_way, left: None, is_begun: true };
-                runtime.spawn(async move {
-                    // Its value is in a cache by then, or its failure is remembered.
-                    drop(ticket.wait().await);
-                    drop(place);
-                });
-            }
-            _ => self.act = Some(act),
-        }
+        let act = Some(self.act.take_if(|act| is_last(act))?);
+        let (number, keys) = (self.number, Arc::clone(&self.keys));
+        let under_way = Arc::clone(&self.under_way);
+        let ticket = Ticket { act, number, keys, under_way, left: None, is_begun: true };
+        Some(Leaving { ticket, place, runtime })
+    }
+}
+
+/// An act that runs on though nobody waits for it.
+struct Leaving<K: Key, V: Value> {
+    ticket: Ticket<K, V>,
+    place: OwnedSemaphorePermit,
+    runtime: Handle,
+}
+
+impl<K: Key, V: Value> Leaving<K, V> {
+    fn run(self) {
+        let Self { ticket, place, runtime } = self;
+        runtime.spawn(async move {
+            // Its value is in a cache by then, or its failure is remembered.
+            drop(ticket.wait().await);
+            drop(place);
+        });
     }
 }
 
 impl<K: Key, V: Value> Drop for Ticket<K, V> {
     fn drop(&mut self) {
-        let under_way = Arc::clone(&self.under_way);
-        let mut under_way = lock(&under_way);
+        let shared = Arc::clone(&self.under_way);
+        let mut under_way = lock(&shared);
         // Within the lock: whoever drops the last handle finds it to be the last.
-        self.leave();
+        let leaving = self.leave();
         drop(self.act.take());
         for key in &*self.keys {
             let over = |flight: &Flight<K, V>| {
@@ -189,6 +197,11 @@ impl<K: Key, V: Value> Drop for Ticket<K, V> {
             if under_way.by_key.get(key).is_some_and(over) {
                 under_way.by_key.remove(key);
             }
+        }
+        drop(under_way);
+        // SUBTLE: a runtime that shuts down drops the act, and its ticket, within this call.
+        if let Some(leaving) = leaving {
+            leaving.run();
         }
     }
 }
@@ -254,6 +267,18 @@ mod tests {
         }
         assert_eq!((begun, runs.load(Ordering::Relaxed)), (1, 1));
         tokio::time::sleep(Duration::from_millis(1)).await;
+        assert!(lock(&flights.under_way).by_key.is_empty());
+    }
+
+    /// Would hang if an act were left to the runtime under the lock.
+    #[test]
+    fn act_ends_with_the_runtime() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let (flights, runs) = (Flights::new(), Arc::new(AtomicU64::new(0)));
+        let ticket = flights.board([1], |keys| slow(&runs, keys)).remove(0);
+        runtime.spawn(async move { drop(ticket.wait().await) });
+        runtime.block_on(tokio::task::yield_now());
+        drop(runtime);
         assert!(lock(&flights.under_way).by_key.is_empty());
     }
 

@@ -8,10 +8,11 @@ use async_trait::async_trait;
 use axum::routing::get;
 use axum::{Json, Router};
 use cairn_common::format::current::{Current, WriterClaim};
+use cairn_common::format::path::Object;
 use cairn_common::http::shell;
 use cairn_common::store::claim::Claim;
 use cairn_common::store::manifest::{Manifests, Snapshot};
-use cairn_common::types::Role;
+use cairn_common::types::{Role, WalId};
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::time::Instant;
@@ -222,6 +223,38 @@ async fn unreachable_writer_with_life_is_let_be() {
     );
     let quiet = free.saturating_sub(Duration::from_mins(1));
     assert!(quiet > Duration::from_secs(10) && quiet < Duration::from_secs(30), "{free:?}");
+}
+
+/// What a standby would read next is flushed and collected when the writer dies.
+#[tokio::test(start_paused = true)]
+async fn collected_log_is_no_sign_of_life() {
+    let rig = Rig::new();
+    let engine = rig.open_at(URL, &[]).await;
+    let manifests = rig.parts.manifests();
+    engine.writer().write(put("key", "first")).await.unwrap();
+    let snapshot = manifests.load().await.unwrap().unwrap();
+    let holder = Holder { lives: AtomicBool::new(true) };
+    let standby = standby(&rig, &manifests, &holder, "http://10.0.0.2:7001");
+    let dies = async {
+        // Between two looks of the standby.
+        tokio::time::sleep(Duration::from_millis(2_500)).await;
+        let begin = snapshot.current.replay_from;
+        engine.writer().write(put("key", "flushed")).await.unwrap();
+        engine.writer().flush().await.unwrap();
+        let end = manifests.load().await.unwrap().unwrap().current.replay_from;
+        let flushed: Vec<_> = (begin.0..end.0).map(|id| Object::Wal(WalId(id))).collect();
+        assert!(flushed.len() >= 2, "{begin} to {end}");
+        rig.parts.bucket.delete(&flushed).await.unwrap();
+        engine.writer().write(put("key", "last")).await.unwrap();
+        holder.lives.store(false, Ordering::SeqCst);
+        Instant::now()
+    };
+    let free = async {
+        standby.wait(snapshot.clone(), |_| {}).await.unwrap();
+        Instant::now()
+    };
+    let (free, died) = tokio::join!(free, dies);
+    assert!(free - died < PATIENCE * 2, "{:?}", free - died);
 }
 
 #[tokio::test(start_paused = true)]
