@@ -9,6 +9,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use cairn_common::Error;
 use cairn_common::clock::TokioClock;
 use cairn_common::env::{Cpu, Env, SeededRandom};
 use cairn_common::format::manifest::Manifest;
@@ -16,6 +17,7 @@ use cairn_common::format::path::{Object, ObjectKind};
 use cairn_common::format::wal::FENCE_BYTES;
 use cairn_common::store::manifest::{Manifests, Snapshot};
 use cairn_common::store::object::{Bucket, StoreSettings};
+use cairn_common::types::WalId;
 use cairn_compactor::catalog::Catalog;
 use harness::faulty::{FaultyStore, WALL_ORIGIN_MS};
 use tokio::sync::Mutex;
@@ -37,6 +39,8 @@ pub(crate) struct Auditor {
 struct State {
     known: Option<Snapshot>,
     catalog: Catalog,
+    /// Something was destroyed: CURRENT may be gone.
+    destroyed: bool,
 }
 
 impl Auditor {
@@ -50,7 +54,11 @@ impl Auditor {
         let bucket = Bucket::new(objects, "db", StoreSettings::default(), env.clone()).unwrap();
         let manifests = Manifests::new(bucket.clone(), env);
         let catalog = Catalog::new(bucket.clone());
-        Self { bucket, manifests, state: Mutex::new(State { known: None, catalog }) }
+        Self {
+            bucket,
+            manifests,
+            state: Mutex::new(State { known: None, catalog, destroyed: false }),
+        }
     }
 
     /// What CURRENT says now; counts what is new in it.
@@ -58,7 +66,10 @@ impl Auditor {
         let mut state = self.state.lock().await;
         let newer = match &state.known {
             None => self.manifests.load().await.expect("a root that can be read"),
-            Some(known) => self.manifests.refresh(known).await.expect("a CURRENT that can be read"),
+            Some(known) => match self.manifests.refresh(known).await {
+                Err(Error::NotFound(_) | Error::Corrupt(_)) if state.destroyed => None,
+                refreshed => refreshed.expect("a CURRENT that can be read"),
+            },
         };
         if let Some(newer) = newer {
             if let Some(known) = &state.known {
@@ -112,6 +123,30 @@ impl Auditor {
             let needed = id.version + HISTORY_MAX >= current.version;
             assert!(needed, "manifest {id} is history, and still there");
         }
+    }
+
+    /// Data objects of the log below `id`.
+    pub(crate) async fn wal_data_before(&self, id: WalId) -> Vec<WalId> {
+        let data = self.wal_data().await;
+        data.into_iter().filter(|found| *found < id).collect()
+    }
+
+    /// Data objects of the log, in order.
+    pub(crate) async fn wal_data(&self) -> Vec<WalId> {
+        let listed = self.bucket.list(ObjectKind::Wal).await.expect("a listing past all faults");
+        let data = listed.iter().filter(|listed| listed.bytes > FENCE_BYTES as u64);
+        let ids = data.filter_map(|listed| match listed.object {
+            Object::Wal(id) => Some(id),
+            _ => None,
+        });
+        let ids: BTreeSet<_> = ids.collect();
+        ids.into_iter().collect()
+    }
+
+    /// Deletes an object past all faults, as somebody else would.
+    pub(crate) async fn destroy(&self, object: Object) {
+        self.state.lock().await.destroyed = true;
+        self.bucket.delete(&[object]).await.expect("a deletion past all faults");
     }
 
     async fn references(&self, manifest: &Manifest) -> BTreeSet<Object> {

@@ -5,6 +5,7 @@
 //! which every answer ever given must agree: equality, not plausibility.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 use bytes::Bytes;
 use cairn_common::types::Seq;
@@ -62,6 +63,7 @@ pub(crate) fn check(history: &History, last: &[(Bytes, Entry)], now_ms: u64) -> 
     truth.check_prefix(b"", last, (Seq::MAX, now_ms), &mut wrong);
     truth.check_told(history, &mut wrong);
     check_seqs_are_unique(history, &mut wrong);
+    check_deposed_promise_nothing(history, &mut wrong);
     truth.check_real_time(history, &mut wrong);
     for read in &history.reads {
         truth.check_read(read, &mut wrong);
@@ -298,6 +300,19 @@ fn check_seqs_are_unique(history: &History, wrong: &mut Vec<String>) {
     }
 }
 
+/// Once a newer writer serves, an older one takes nothing into memory: its read lease is over.
+fn check_deposed_promise_nothing(history: &History, wrong: &mut Vec<String>) {
+    for (id, batch) in &history.batches {
+        let newer = history.reigns.range((Bound::Excluded(batch.asked), Bound::Unbounded));
+        let deposed =
+            newer.filter(|(_, began)| **began < batch.began).map(|(epoch, _)| epoch).next();
+        if let (Told::Memory(seq), Some(newer)) = (batch.told, deposed) {
+            let by = batch.asked;
+            wrong.push(format!("epoch {by} took batch {id} as {seq}, while {newer} served"));
+        }
+    }
+}
+
 /// Reads at one place that follow each other never go back.
 fn check_reads_go_forward(history: &History, wrong: &mut Vec<String>) {
     let mut by_place: BTreeMap<&Place, Vec<&Read>> = BTreeMap::new();
@@ -337,13 +352,15 @@ fn brief(entry: Option<&Entry>) -> String {
 mod tests {
     use std::time::Duration;
 
+    use cairn_common::types::Epoch;
+
     use super::*;
     use crate::ledger::{Ledger, Wanted};
 
     const SECOND: Duration = Duration::from_secs(1);
 
     fn put(ledger: &Ledger, key: &'static str, told: Told) -> u64 {
-        let id = ledger.begin(vec![(Bytes::from(key), Change::Put)], None);
+        let id = ledger.begin(Epoch(1), vec![(Bytes::from(key), Change::Put)], None);
         ledger.end(id, told, SECOND);
         id
     }
@@ -389,7 +406,7 @@ mod tests {
     fn every_broken_promise_is_found() {
         type Story = fn(&Ledger) -> Vec<(u64, u64)>;
         let reader = || Place::Reader("r".into());
-        let stories: [(&str, Story); 9] = [
+        let stories: [(&str, Story); 10] = [
             ("acknowledged at 5, is at None", |ledger| {
                 put(ledger, "a", Told::Durable(Seq(5)));
                 vec![]
@@ -413,6 +430,12 @@ mod tests {
                 put(ledger, "a", Told::Memory(Seq(5)));
                 vec![(5, put(ledger, "a", Told::Durable(Seq(5))))]
             }),
+            ("epoch 1 took batch 1 as 5, while 2 served", |ledger| {
+                ledger.reign(Epoch(1));
+                ledger.reign(Epoch(2));
+                put(ledger, "a", Told::Memory(Seq(5)));
+                vec![]
+            }),
             ("went back", |ledger| {
                 let one = put(ledger, "a", Told::Unknown);
                 read(ledger, Place::Reader("r".into()), 5, "b", None);
@@ -422,14 +445,14 @@ mod tests {
             ("wanted Some(Seq(5)) and was applied on Some(Seq(6))", |ledger| {
                 let (one, two) = (put(ledger, "a", Told::Unknown), put(ledger, "a", Told::Unknown));
                 let wanted = Wanted { key: "a".into(), etag: Some(Seq(5)) };
-                let three = ledger.begin(vec![("a".into(), Change::Put)], Some(wanted));
+                let three = ledger.begin(Epoch(1), vec![("a".into(), Change::Put)], Some(wanted));
                 vec![(5, one), (6, two), (7, three)]
             }),
             ("which was not there then", |ledger| {
                 let one = put(ledger, "a", Told::Durable(Seq(5)));
                 let two = put(ledger, "a", Told::Durable(Seq(6)));
                 let wanted = Wanted { key: "a".into(), etag: None };
-                let three = ledger.begin(vec![("a".into(), Change::Put)], Some(wanted));
+                let three = ledger.begin(Epoch(1), vec![("a".into(), Change::Put)], Some(wanted));
                 ledger.end(three, Told::Precondition(Some(Seq(5))), SECOND);
                 vec![(5, one), (6, two)]
             }),
@@ -455,7 +478,7 @@ mod tests {
         let ledger = Ledger::default();
         let changes =
             vec![("a".into(), Change::Put), ("b".into(), Change::Add { amount: 3, written_ms: 0 })];
-        let id = ledger.begin(changes, None);
+        let id = ledger.begin(Epoch(1), changes, None);
         ledger.end(id, Told::Durable(Seq(5)), SECOND);
         let history = ledger.snapshot();
         let mut last = state(&history, &[(5, id)]);
@@ -472,7 +495,7 @@ mod tests {
         let ledger = Ledger::default();
         let (at, add) = (90_000, |written_ms| Change::Add { amount: 3, written_ms });
         for change in [Change::PutUntil(at), add(at - 1), add(at)] {
-            let id = ledger.begin(vec![("e".into(), change)], None);
+            let id = ledger.begin(Epoch(1), vec![("e".into(), change)], None);
             ledger.end(id, Told::Durable(Seq(id)), SECOND);
         }
         let history = ledger.snapshot();

@@ -28,7 +28,7 @@ const HOT_KEYS: u64 = 24;
 /// Counters, which are only added to and deleted.
 const COUNTERS: u64 = 4;
 /// Writers of one key that nobody has written yet.
-const RACERS: usize = 4;
+const RACERS: usize = 6;
 /// Keys whose values expire, and are added to.
 const LEASES: u64 = 3;
 /// What a client waits for an answer.
@@ -51,6 +51,9 @@ impl Client {
     pub(crate) async fn run(self) {
         while !self.stop.is_cancelled() {
             sleep(self.world.span(1, 60)).await;
+            if self.world.is_lulled() {
+                continue;
+            }
             let readers = self.world.readers.all();
             if !readers.is_empty() && self.world.draw(|rng| rng.random_bool(0.35)) {
                 let chosen = self.world.draw(|rng| rng.random_range(0..readers.len()));
@@ -79,6 +82,17 @@ impl Client {
             (wanted.is_none() && rng.random_bool(0.15), PATIENCES[rng.random_range(0..4)])
         });
         let durability = if loose { Durability::Memory } else { Durability::Durable };
+        self.write_as(listed, wanted, (durability, patience)).await
+    }
+
+    /// Writes a batch as durably as is said, and waits for so long.
+    pub(crate) async fn write_as(
+        &self,
+        listed: &Listed,
+        wanted: Option<Wanted>,
+        (durability, patience): (Durability, Duration),
+    ) -> Option<Seq> {
+        let loose = durability == Durability::Memory;
         let condition = wanted.as_ref().map(condition);
         let begun = OnceLock::new();
         let write = async {
@@ -93,7 +107,7 @@ impl Client {
                 changes.extend((patience == HASTE).then(|| change_of_lease(rng, latest_ms)));
                 changes
             });
-            let id = *begun.get_or_init(|| self.world.ledger.begin(changes, wanted));
+            let id = *begun.get_or_init(|| self.world.ledger.begin(listed.epoch, changes, wanted));
             let changes = self.world.ledger.changes(id);
             let ops = changes.into_iter().map(|(key, change)| op(id, key, change)).collect();
             let deadline = Deadline::after(patience).instant();
@@ -137,15 +151,21 @@ impl Client {
         self.write(listed, Some(Wanted { key, etag })).await;
     }
 
-    /// Races itself for a key that nobody has written yet; the winner has it flushed at once.
+    /// Races itself for a key that nobody has written yet, or for one that is flushed, so that its
+    /// etag is read from the store; the winner has it flushed at once.
     async fn race(&self, listed: &Listed) {
-        // Within the bounds of what is there, so that to see that it is not is to ask the store.
-        let heat = self.world.now().as_millis();
-        let key = Bytes::from(format!("d/{:03}/{heat}", heat % 1_000));
+        let (is_new, known) = self.world.draw(|rng| (rng.random_bool(0.3), hot_key(rng)));
+        let wanted = if is_new {
+            let heat = self.world.now().as_millis();
+            Wanted { key: format!("d/{:03}/{heat}", heat % 1_000).into(), etag: None }
+        } else {
+            let Some(found) = self.get(listed, vec![known.clone()]).await else { return };
+            self.flush(listed).await;
+            Wanted { key: known, etag: found.into_iter().find_map(|(_, entry)| Some(entry?.1)) }
+        };
         let run = async |delay| {
             sleep(delay).await;
-            let wanted = Wanted { key: key.clone(), etag: None };
-            if self.write(listed, Some(wanted)).await.is_some() {
+            if self.write(listed, Some(wanted.clone())).await.is_some() {
                 self.flush(listed).await;
             }
         };
@@ -153,9 +173,11 @@ impl Client {
         join_all(delays.into_iter().map(run)).await;
     }
 
-    async fn flush(&self, listed: &Listed) {
-        let writer = &listed.writer;
-        let flush = async { Ok(timeout(PATIENCE, writer.flush()).await) };
+    pub(crate) async fn flush(&self, listed: &Listed) {
+        let flush = async {
+            let _turn = listed.turn.lock().await;
+            Ok(timeout(PATIENCE, listed.writer.flush()).await)
+        };
         if let Some(Ok(Ok(_))) = self.ask(&listed.link, &listed.gone, flush).await {
             self.world.events.count("flush asked for");
         }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cairn_common::Result;
 use cairn_common::types::Role;
+use cairn_common::{Error, Result};
 use cairn_writer::standby::TakeoverWhen;
 use harness::faulty::Link;
 use rand::Rng;
@@ -52,11 +52,16 @@ impl Slot {
     }
 }
 
+/// A process that is kept is started again within this.
+pub(crate) const RESTART_MAX: Duration = Duration::from_secs(4);
+
 /// One life of a process.
 #[derive(Debug)]
 struct Running {
     abort: AbortHandle,
     stop: CancellationToken,
+    /// When it was told to stop.
+    stopped_at: Option<Duration>,
     link: Link,
     stall: Stall,
 }
@@ -79,11 +84,14 @@ pub(crate) struct Cluster {
     running: BTreeMap<Slot, Running>,
     /// When a slot is filled again.
     due: BTreeMap<Slot, Duration>,
+    /// The database is damaged: processes end because of it. How often each has.
+    damaged: Option<BTreeMap<Slot, u64>>,
 }
 
 impl Cluster {
     pub(crate) fn new(world: Arc<World>) -> Self {
-        Self { world, processes: JoinSet::new(), running: BTreeMap::new(), due: BTreeMap::new() }
+        let (processes, running, due) = (JoinSet::new(), BTreeMap::new(), BTreeMap::new());
+        Self { world, processes, running, due, damaged: None }
     }
 
     /// Starts a process where none runs.
@@ -97,7 +105,8 @@ impl Cluster {
         let link = machine.link.clone();
         let stop = CancellationToken::new();
         let abort = self.launch(slot, machine, stop.clone());
-        self.running.insert(slot, Running { abort, stop, link, stall: Stall::None });
+        self.running
+            .insert(slot, Running { abort, stop, stopped_at: None, link, stall: Stall::None });
     }
 
     fn launch(&mut self, slot: Slot, machine: Machine, stop: CancellationToken) -> AbortHandle {
@@ -173,8 +182,14 @@ impl Cluster {
         let slot = slot.map(|(slot, _)| *slot);
         let name = slot.map_or_else(|| "a crashed process".to_owned(), Slot::name);
         if let Err(error) = outcome {
-            assert!(foreseen(&error), "{name} ended with an error: {error}");
-            self.world.events.count("fenced");
+            if let (Error::Corrupt(_), Some(slot), Some(ended)) = (&error, slot, &mut self.damaged)
+            {
+                *ended.entry(slot).or_default() += 1;
+                self.world.events.count("process ends over a damaged database");
+            } else {
+                assert!(foreseen(&error), "{name} ended with an error: {error}");
+                self.world.events.count("fenced");
+            }
         }
         let Some(slot) = slot else { return };
         if let Some(running) = self.running.remove(&slot) {
@@ -185,7 +200,7 @@ impl Cluster {
 
     fn start_later(&mut self, slot: Slot) {
         if slot.is_kept() {
-            let at = self.world.now() + self.world.span(0, 4_000);
+            let at = self.world.now() + RESTART_MAX.mul_f64(self.world.draw(Rng::random::<f64>));
             self.due.insert(slot, at);
         }
     }
@@ -201,9 +216,35 @@ impl Cluster {
 
     /// Asks a process to stop.
     pub(crate) fn stop(&mut self, slot: Slot) {
-        if let Some(running) = self.running.get(&slot) {
+        let now = self.world.now();
+        if let Some(running) = self.running.get_mut(&slot) {
             running.stop.cancel();
+            running.stopped_at.get_or_insert(now);
         }
+    }
+
+    /// A process that was told to stop so long ago and still runs, though nothing stalls it.
+    pub(crate) fn overdue(&self, grace: Duration) -> Option<Slot> {
+        let now = self.world.now();
+        let is_overdue = |running: &Running| {
+            running.stopped_at.is_some_and(|at| now > at + grace) && !running.link.is_stalled()
+        };
+        self.running.iter().find(|(_, running)| is_overdue(running)).map(|(slot, _)| *slot)
+    }
+
+    /// Whether a process runs here.
+    pub(crate) fn runs(&self, slot: Slot) -> bool {
+        self.running.contains_key(&slot)
+    }
+
+    /// From now on processes may end because the database is damaged.
+    pub(crate) fn expect_damage(&mut self) {
+        self.damaged.get_or_insert_default();
+    }
+
+    /// How often the process here has ended because the database is damaged.
+    pub(crate) fn ends_over_damage(&self, slot: Slot) -> u64 {
+        self.damaged.as_ref().and_then(|ended| ended.get(&slot).copied()).unwrap_or(0)
     }
 
     /// Stops the network of a process, for a while.

@@ -18,6 +18,7 @@ use cairn_common::clock::{Clock, TokioClock};
 use cairn_common::env::{Cpu, Env, Random, SeededRandom};
 use cairn_common::error::Error;
 use cairn_common::format::block::{Block, BlockCursor};
+use cairn_common::format::current::Current;
 use cairn_common::format::edit::{Edit, Flush};
 use cairn_common::format::manifest::{SstInfo, WalRange};
 use cairn_common::format::path::{Object, ObjectKind, OutputId};
@@ -43,7 +44,7 @@ const STEPS: u64 = 60;
 const KEYS: u64 = 24;
 
 /// One simulated world.
-struct World {
+pub(crate) struct World {
     store: FaultyStore,
     clock: Arc<dyn Clock>,
     random: Arc<SeededRandom>,
@@ -52,7 +53,7 @@ struct World {
 }
 
 impl World {
-    fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         let clock = TokioClock::starting_at(WALL_ORIGIN_MS);
         Self {
             store: FaultyStore::new(seed),
@@ -82,18 +83,24 @@ impl World {
     }
 
     fn compactor(&mut self, only: Option<&str>) -> Process {
+        let only = only.map(|only| ("only", only));
+        let counts = [("l0_count", "2"), ("tier_count", "2")];
+        let settings: Vec<_> = counts.into_iter().chain(only).collect();
+        self.compactor_with(&settings)
+    }
+
+    /// A compactor with these settings beside those of all.
+    pub(crate) fn compactor_with(&mut self, further: &[(&str, &str)]) -> Process {
         let (bucket, env, link) = self.process();
         let mut settings = vec![
             ("store", "memory://"),
             ("sst_bytes", "4KiB"),
             ("read_ahead", "64KiB"),
-            ("l0_count", "2"),
-            ("tier_count", "2"),
             ("poll_interval", "200ms"),
             ("gc_interval", "2s"),
             ("retention", "0s"),
         ];
-        settings.extend(only.map(|only| ("only", only)));
+        settings.extend_from_slice(further);
         let config: Config = PROGRAM.with(&settings).unwrap();
         let (phase, _) = watch::channel(Phase::Starting);
         let (seen, _) = watch::channel(None);
@@ -107,7 +114,7 @@ impl World {
 }
 
 /// A compactor or collector that runs.
-struct Process {
+pub(crate) struct Process {
     link: Link,
     shutdown: CancellationToken,
     task: JoinSet<cairn_common::Result<()>>,
@@ -126,7 +133,7 @@ impl Process {
         }
     }
 
-    async fn stop(mut self) {
+    pub(crate) async fn stop(mut self) {
         self.shutdown.cancel();
         while let Some(ended) = self.task.join_next().await {
             let ended = ended.unwrap();
@@ -136,7 +143,7 @@ impl Process {
 }
 
 /// A writer that has nothing but memtables to flush.
-struct Writer {
+pub(crate) struct Writer {
     bucket: Bucket,
     env: Env,
     manifests: Manifests,
@@ -148,7 +155,7 @@ struct Writer {
 }
 
 impl Writer {
-    async fn new(world: &mut World) -> Self {
+    pub(crate) async fn new(world: &mut World) -> Self {
         let (bucket, env, _) = world.process();
         let manifests = Manifests::new(bucket.clone(), env.clone());
         manifests.create().await.unwrap();
@@ -160,10 +167,34 @@ impl Writer {
     }
 
     async fn flush(&mut self, world: &World) {
-        self.seq = self.seq.next();
-        let now_ms = self.env.clock.wall_ms();
         let keys: BTreeSet<u64> = (0..=world.below(8)).map(|_| world.below(KEYS)).collect();
         let entries: Vec<_> = keys.into_iter().map(|key| self.entry(key, world)).collect();
+        self.flush_entries(entries).await;
+    }
+
+    /// The same payload under many keys; they expire after so long.
+    pub(crate) async fn flush_many(
+        &mut self,
+        count: usize,
+        payload: &Payload,
+        expires_after: Option<Duration>,
+    ) {
+        let now_ms = self.env.clock.wall_ms();
+        let expires_ms =
+            expires_after.map(|after| now_ms + u64::try_from(after.as_millis()).unwrap());
+        let entry = |number| Entry {
+            key: Bytes::from(format!("key{number:05}")),
+            seq: self.seq.next(),
+            payload: payload.clone(),
+            expires_ms,
+        };
+        let entries = (0..count).map(entry).collect();
+        self.flush_entries(entries).await;
+    }
+
+    async fn flush_entries(&mut self, entries: Vec<Entry>) {
+        self.seq = self.seq.next();
+        let now_ms = self.env.clock.wall_ms();
         let (sst, from) = loop {
             let id =
                 OutputId { role: Role::Writer, epoch: self.epoch, uuid: self.env.random.uuid() };
@@ -206,7 +237,39 @@ impl Writer {
         let may_expire = payload != Payload::Tombstone && world.below(3) == 0;
         let expires_ms = may_expire.then(|| now_ms + world.below(20_000));
         let key = Bytes::from(format!("key{key:02}"));
-        Entry { key, seq: self.seq, payload, expires_ms }
+        Entry { key, seq: self.seq.next(), payload, expires_ms }
+    }
+
+    /// Says in CURRENT that writes stop at so many SSTs in L0.
+    pub(crate) async fn publish_l0_stop(&mut self, l0_stop: u64) {
+        let publish = |current: &Current| {
+            let next = Current { l0_stop, ..current.clone() };
+            Ok((next != *current).then_some(next))
+        };
+        self.known = self.manifests.amend(self.known.clone(), publish).await.unwrap();
+    }
+
+    async fn snapshot(&self) -> Snapshot {
+        self.manifests.load().await.unwrap().unwrap()
+    }
+
+    /// How many SSTs are in L0, and how many runs there are.
+    pub(crate) async fn shape(&self) -> (usize, usize) {
+        let tree = self.snapshot().await.manifest;
+        (tree.l0.len(), tree.runs.len())
+    }
+
+    /// An operand that is written now.
+    pub(crate) fn operand(&self, number: &'static str) -> Payload {
+        let written_ms = write_time_ms(self.env.clock.wall_ms());
+        Payload::Operand { op: MergeOp::Add, written_ms, operand: number.into() }
+    }
+
+    /// Every key reads as its whole history does.
+    pub(crate) async fn check(&self) {
+        let now_ms = self.env.clock.wall_ms();
+        let (found, _) = content(&self.bucket, &self.snapshot().await, now_ms).await;
+        assert_eq!(found, self.expected(now_ms), "keys do not read as their histories do");
     }
 
     /// What every key should read as.

@@ -2,6 +2,7 @@
 //! sockets.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use cairn_common::error::Result;
 use cairn_common::types::Role;
@@ -19,8 +20,14 @@ use crate::world::{Machine, World};
 /// What has left the tree is kept for one of these, so that collection deletes within the story:
 /// for nobody, or hardly for long enough.
 const RETENTIONS: [&str; 3] = ["0ms", "500ms", "3s"];
+/// The longest of them.
+pub(crate) const RETENTION_MAX: Duration = Duration::from_secs(3);
+/// Between two passes of collection.
+pub(crate) const GC_INTERVAL: Duration = Duration::from_millis(1_500);
 /// L0 is merged when it has so many SSTs.
 const L0_COUNTS: [&str; 2] = ["2", "4"];
+/// The larger of them.
+pub(crate) const L0_COUNT_MAX: usize = 4;
 
 /// One life of a compactor.
 #[derive(Debug)]

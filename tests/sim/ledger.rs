@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
-use cairn_common::types::Seq;
+use cairn_common::types::{Epoch, Seq};
 
 /// A moment: everything that is recorded is given the next one.
 pub(crate) type Tick = u64;
@@ -60,6 +60,8 @@ pub(crate) enum Told {
 pub(crate) struct Batch {
     pub(crate) changes: Vec<(Bytes, Change)>,
     pub(crate) wanted: Option<Wanted>,
+    /// The epoch of the writer that was asked.
+    pub(crate) asked: Epoch,
     pub(crate) began: Tick,
     pub(crate) ended: Tick,
     pub(crate) told: Told,
@@ -109,6 +111,8 @@ pub(crate) struct History {
     pub(crate) reads: Vec<Read>,
     /// At which moment each tick was given: for claims about time.
     moments: Vec<(Duration, Tick)>,
+    /// When the writer of each epoch began to serve.
+    pub(crate) reigns: BTreeMap<Epoch, Tick>,
 }
 
 /// The recorder.
@@ -119,11 +123,17 @@ pub(crate) struct Ledger {
 
 impl Ledger {
     /// Records that a batch is sent; the number is its marker's.
-    pub(crate) fn begin(&self, changes: Vec<(Bytes, Change)>, wanted: Option<Wanted>) -> u64 {
+    pub(crate) fn begin(
+        &self,
+        asked: Epoch,
+        changes: Vec<(Bytes, Change)>,
+        wanted: Option<Wanted>,
+    ) -> u64 {
         let mut history = self.history();
         let began = history.next();
         let id = u64::try_from(history.batches.len()).unwrap() + 1;
-        let mut batch = Batch { changes, wanted, began, ended: Tick::MAX, told: Told::Unknown };
+        let (ended, told) = (Tick::MAX, Told::Unknown);
+        let mut batch = Batch { changes, wanted, asked, began, ended, told };
         batch.changes.push((marker(id), Change::Put));
         history.batches.insert(id, batch);
         id
@@ -141,6 +151,13 @@ impl Ledger {
         history.moments.push((now, ended));
         let batch = history.batches.get_mut(&id).expect("a batch that was begun");
         (batch.ended, batch.told) = (ended, told);
+    }
+
+    /// Records that the writer of this epoch begins to serve.
+    pub(crate) fn reign(&self, epoch: Epoch) {
+        let mut history = self.history();
+        let began = history.next();
+        history.reigns.insert(epoch, began);
     }
 
     /// The tick at which a read begins.

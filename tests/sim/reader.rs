@@ -1,6 +1,7 @@
 //! The reader as a process of the simulation: what its `main` does, without the sockets.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use cairn_common::error::Result;
 use cairn_common::store::cache::BlockCache;
@@ -13,6 +14,9 @@ use rand::Rng;
 use tokio_util::sync::CancellationToken;
 
 use crate::world::{Machine, Shown, World};
+
+/// How often readers look.
+pub(crate) const POLL_INTERVAL: Duration = Duration::from_millis(400);
 
 /// One life of a reader.
 #[derive(Debug)]

@@ -18,7 +18,7 @@ use crate::clients::Client;
 use crate::cluster::{Cluster, Slot};
 use crate::ledger::Entry;
 use crate::reading::Question;
-use crate::world::World;
+use crate::world::{Tempo, World};
 
 /// How long everything goes wrong.
 const SAFETY_PHASE: Duration = Duration::from_secs(45);
@@ -44,7 +44,7 @@ pub(crate) struct Report {
 
 /// Tells the story of one seed. Panics where a promise is broken.
 pub(crate) async fn tell(seed: u64) -> Report {
-    let world = World::new(seed);
+    let world = World::new(seed, Tempo::Mixed);
     let mut cluster = Cluster::new(Arc::clone(&world));
     let stop = CancellationToken::new();
     let mut clients = JoinSet::new();
@@ -101,7 +101,7 @@ async fn wreak_havoc(world: &Arc<World>, cluster: &mut Cluster) {
 }
 
 /// The liveness phase: the network works, nothing is crashed, and so everything must work again.
-async fn recover(world: &Arc<World>, cluster: &mut Cluster) {
+pub(crate) async fn recover(world: &Arc<World>, cluster: &mut Cluster) {
     world.store.set_faults(Faults::quiet());
     cluster.heal();
     let client = client(world, &CancellationToken::new());
@@ -129,7 +129,7 @@ async fn recover(world: &Arc<World>, cluster: &mut Cluster) {
 
 /// A reader tells everything, with all that was ever acknowledged; the check comes with that of all
 /// other reads.
-async fn read_everything(world: &Arc<World>, cluster: &mut Cluster, slot: Slot) {
+pub(crate) async fn read_everything(world: &Arc<World>, cluster: &mut Cluster, slot: Slot) {
     let client = client(world, &CancellationToken::new());
     let newest = world.ledger.newest_durable();
     let read = async {
@@ -168,7 +168,7 @@ async fn last_state(world: &Arc<World>, cluster: &mut Cluster) -> (u64, Vec<(Byt
 
 /// Reads the last state from a writer that has nothing but the bucket, checks every answer that
 /// was ever given against it, and what is left once the last compactor and collector are done.
-async fn reckon(world: &Arc<World>, cluster: &mut Cluster) {
+pub(crate) async fn reckon(world: &Arc<World>, cluster: &mut Cluster) {
     cluster.shut_down().await;
     cluster.start(Slot::Usurper);
     last_state(world, cluster).await;

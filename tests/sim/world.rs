@@ -1,7 +1,7 @@
 //! One simulated world: a bucket, its network, the processes that run, and what is known of them.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -21,6 +21,8 @@ use crate::ledger::Ledger;
 
 /// Rates of two clocks differ by less than the protocol allows, about 9 %.
 pub(crate) const RATE_ERROR_MAX: f64 = 0.04;
+/// What a process that is not patient waits for one answer.
+pub(crate) const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Wall clocks differ by up to so much.
 pub(crate) const WALL_ERROR_MAX_MS: u64 = 5_000;
 
@@ -33,10 +35,23 @@ pub(crate) struct World {
     pub(crate) roster: Roster<Listed>,
     pub(crate) readers: Roster<Shown>,
     pub(crate) auditor: Auditor,
+    pub(crate) tempo: Tempo,
     epochs: Mutex<BTreeMap<String, (Role, Epoch)>>,
     lives: AtomicU64,
+    lulled: AtomicBool,
     clock: TokioClock,
     rng: Mutex<StdRng>,
+}
+
+/// How long the processes of a world wait for an answer, and how often writers flush.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tempo {
+    /// Some are patient: they wake from a stall in the middle of what they did.
+    Mixed,
+    /// All give an attempt up after [`ATTEMPT_TIMEOUT`]; memtables are small.
+    Brisk,
+    /// The same, with memtables that are flushed when somebody asks.
+    BriskLongLog,
 }
 
 /// What one life of a process runs on.
@@ -48,7 +63,7 @@ pub(crate) struct Machine {
 }
 
 impl World {
-    pub(crate) fn new(seed: u64) -> Arc<Self> {
+    pub(crate) fn new(seed: u64, tempo: Tempo) -> Arc<Self> {
         let store = FaultyStore::new(seed);
         Arc::new(Self {
             auditor: Auditor::new(&store),
@@ -57,8 +72,10 @@ impl World {
             events: Events::default(),
             roster: Roster::default(),
             readers: Roster::default(),
+            tempo,
             epochs: Mutex::default(),
             lives: AtomicU64::new(0),
+            lulled: AtomicBool::new(false),
             clock: TokioClock::starting_at(WALL_ORIGIN_MS),
             rng: Mutex::new(StdRng::seed_from_u64(seed ^ 0x5eed)),
         })
@@ -78,10 +95,11 @@ impl World {
         let env = Env { clock: Arc::new(clock), random: Arc::new(random), cpu: Cpu::Inline };
         // SUBTLE: who is patient wakes from a stall in the middle of what it did, with what it had
         // read before; who is not has given up, and begins anew.
-        let patience = self.draw(|rng| if rng.random_bool(0.4) { 12 } else { 2 });
+        let is_patient = self.tempo == Tempo::Mixed && self.draw(|rng| rng.random_bool(0.4));
+        let patience = if is_patient { ATTEMPT_TIMEOUT * 6 } else { ATTEMPT_TIMEOUT };
         let settings = StoreSettings {
-            attempt_timeout: Duration::from_secs(patience),
-            deadline: Duration::from_secs(8 + patience),
+            attempt_timeout: patience,
+            deadline: Duration::from_secs(8) + patience,
             part_bytes: 16 << 10,
             ..StoreSettings::default()
         };
@@ -109,6 +127,21 @@ impl World {
     /// A number that tells lives of one process apart.
     pub(crate) fn next_life(&self) -> u64 {
         self.lives.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Lets clients rest.
+    pub(crate) fn begin_lull(&self) {
+        self.lulled.store(true, Ordering::Relaxed);
+    }
+
+    /// Lets clients work again.
+    pub(crate) fn end_lull(&self) {
+        self.lulled.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether clients rest.
+    pub(crate) fn is_lulled(&self) -> bool {
+        self.lulled.load(Ordering::Relaxed)
     }
 
     /// Time since the world began.
@@ -171,7 +204,11 @@ impl Events {
 pub(crate) struct Listed {
     pub(crate) epoch: Epoch,
     pub(crate) phase: Phase,
+    /// When it entered this phase.
+    pub(crate) since: Duration,
     pub(crate) writer: Arc<Writer>,
+    /// Who waits for a flush: one at a time, as with [`Shown::turn`].
+    pub(crate) turn: Arc<tokio::sync::Mutex<()>>,
     pub(crate) link: Link,
     /// Cancelled when the process is gone: its connections break.
     pub(crate) gone: CancellationToken,

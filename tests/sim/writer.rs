@@ -19,10 +19,14 @@ use cairn_writer::standby::{self, Answer, Asked, Peers, Standby, TakeoverWhen};
 use rand::Rng;
 use tokio_util::sync::CancellationToken;
 
-use crate::world::{Listed, Machine, Phase, World};
+use crate::world::{Listed, Machine, Phase, Tempo, World};
 
 /// The lease that writers ask for.
 pub(crate) const LEASE: Duration = Duration::from_secs(2);
+/// The silence after which a standby takes over.
+pub(crate) const TAKEOVER_AFTER: Duration = Duration::from_secs(1);
+/// Between two WAL objects.
+pub(crate) const WAL_INTERVAL: Duration = Duration::from_millis(20);
 /// What a standby waits for an answer.
 const ASK_TIMEOUT: Duration = Duration::from_millis(300);
 
@@ -81,7 +85,7 @@ impl WriterProcess {
                 env: &env,
                 manifests: &manifests,
                 peers: &peers,
-                takeover_after: Duration::from_secs(1),
+                takeover_after: TAKEOVER_AFTER,
                 url: Some(self.url()),
                 own_url: Some(self.url()),
             };
@@ -102,24 +106,30 @@ impl WriterProcess {
         let uuid = env.random.uuid();
         let url = Some(self.url());
         let claim = Claim { role: Role::Writer, uuid, url, lease: LEASE };
-        let mut engine = Engine::open_from(head, &parts, database, &log(), &claim).await?;
+        let log = log(self.world.tempo);
+        let mut engine = Engine::open_from(head, &parts, database, &log, &claim).await?;
         self.world.enter_epoch(&self.name, Role::Writer, engine.epoch());
         let listed = Listed {
             epoch: engine.epoch(),
             phase: Phase::Holding,
+            since: self.world.now(),
             writer: Arc::clone(engine.writer()),
+            turn: Arc::default(),
             link,
             gone: self.gone.clone(),
         };
         self.world.roster.enter(&self.url(), listed.clone());
         engine.hold().await?;
-        self.world.roster.enter(&self.url(), Listed { phase: Phase::Serving, ..listed.clone() });
+        self.world.ledger.reign(engine.epoch());
+        let (phase, since) = (Phase::Serving, self.world.now());
+        self.world.roster.enter(&self.url(), Listed { phase, since, ..listed.clone() });
         tokio::select! {
             biased;
             error = engine.failed() => return Err(error),
             () = self.stop.cancelled() => {}
         }
-        self.world.roster.enter(&self.url(), Listed { phase: Phase::Leaving, ..listed });
+        let (phase, since) = (Phase::Leaving, self.world.now());
+        self.world.roster.enter(&self.url(), Listed { phase, since, ..listed });
         let clients = self.slow_clients(Arc::clone(engine.writer()));
         engine.leave(clients).await?;
         self.world.events.count("writer closed");
@@ -140,16 +150,20 @@ impl Drop for Leaving<'_> {
 }
 
 /// Small bounds, so that everything happens within a minute.
-fn log() -> LogConfig {
+fn log(tempo: Tempo) -> LogConfig {
+    let (brisk, long) = (tempo != Tempo::Mixed, tempo == Tempo::BriskLongLog);
     let settings = [
         ("store", "memory://"),
         ("wal_interval", "20ms"),
         ("wal_window", "4"),
         ("wal_bytes_max", "4KiB"),
         ("memtable_bytes", "48KiB"),
-        ("memtable_wal_objects", "60"),
-        ("memtable_age", "8s"),
+        ("memtable_wal_objects", if long { "1000" } else { "60" }),
+        ("memtable_age", if long { "5m" } else { "8s" }),
         ("unflushed_bytes_max", "256KiB"),
+        // The laws hold while the compactor is away for longer than a stall.
+        ("l0_slowdown", if brisk { "60" } else { "12" }),
+        ("l0_stop", if brisk { "80" } else { "24" }),
     ];
     PROGRAM.with::<Config>(&settings).unwrap().log
 }
