@@ -183,7 +183,7 @@ mod tests {
     use bytes::Bytes;
     use cairn_common::format::path::OutputId;
     use cairn_common::store::claim::Claim;
-    use tokio::time::{sleep, timeout};
+    use tokio::time::timeout;
 
     use super::*;
     use crate::kit::{Kit, run_paused};
@@ -257,7 +257,6 @@ mod tests {
             let claim = claimed(&kit).await;
             let own = standby(&kit, &peer, claim.url.as_deref());
             own.wait(|| panic!("our own address")).await.unwrap();
-            sleep(AFTER).await;
         });
     }
 }

@@ -168,18 +168,28 @@ fn lost_checkpoint_body_keeps_ssts_until_restored() {
     });
 }
 
+/// An SST that no manifest names, of an epoch that has passed.
+async fn put_orphan(kit: &Kit) -> Object {
+    let id = OutputId { role: Role::Compactor, epoch: Epoch(0), uuid: Uuid::from_u128(1) };
+    let orphan = Object::Sst(id);
+    kit.bucket.put(&orphan, Bytes::from_static(b"orphan")).await.unwrap();
+    orphan
+}
+
 #[test]
 fn withheld_run_keeps_ssts_and_is_no_damage() {
     run_paused(async {
         let store = Withheld::default();
         let kit = Kit::over(store.clone());
         compacted(&kit).await;
+        let orphan = put_orphan(&kit).await;
         let run = Object::Run(kit.snapshot().await.manifest.runs[0].id);
         store.withhold(&run);
         sleep(RETENTION * 2).await;
         let passed = pass(&kit).await.unwrap().unwrap();
         assert_eq!(passed.unread, [run]);
-        assert_eq!(count(&kit, ObjectKind::Sst).await, 5, "any of them may be in the run");
+        assert_eq!(count(&kit, ObjectKind::Sst).await, 2, "the SST of the run, and the orphan");
+        assert!(kit.bucket.get(&orphan).await.is_ok(), "it may be in the run");
         assert_eq!(kit.bucket.damage().count(), 0, "the store may give it yet");
         store.give_all();
         let passed = pass(&kit).await.unwrap().unwrap();
@@ -192,6 +202,7 @@ fn damaged_run_keeps_ssts_and_lets_runs_go() {
     run_paused(async {
         let kit = Kit::new();
         compacted(&kit).await;
+        let orphan = put_orphan(&kit).await;
         let run = Object::Run(kit.snapshot().await.manifest.runs[0].id);
         let sound = kit.bucket.get(&run).await.unwrap();
         let mut bytes = sound.to_vec();
@@ -200,7 +211,8 @@ fn damaged_run_keeps_ssts_and_lets_runs_go() {
         sleep(RETENTION * 2).await;
         let passed = pass(&kit).await.unwrap().unwrap();
         assert_eq!(passed.unread, [run]);
-        assert_eq!(count(&kit, ObjectKind::Sst).await, 5, "any of them may be in the run");
+        assert_eq!(count(&kit, ObjectKind::Sst).await, 2, "the SST of the run, and the orphan");
+        assert!(kit.bucket.get(&orphan).await.is_ok(), "it may be in the run");
         kit.bucket.put(&run, sound).await.unwrap();
         let passed = pass(&kit).await.unwrap().unwrap();
         assert_eq!((passed.unread.len(), count(&kit, ObjectKind::Sst).await), (0, 1));

@@ -3,7 +3,7 @@
 use super::*;
 
 impl Config {
-    fn is(&self, variant: Variant) -> bool {
+    pub(super) fn is(&self, variant: Variant) -> bool {
         self.variant == variant
     }
 

@@ -35,9 +35,12 @@ impl Config {
             .collect();
         let mut aged = BTreeSet::new();
         for target in listed {
+            let is_named = |sst| named.contains(&sst) && !self.is(Variant::CheckpointsNotRead);
             let doomed = match target {
-                Target::Sst(sst) if body.holds(sst) || named.contains(&sst) => Verdict::Keep,
+                Target::Sst(sst) if is_named(sst) => Verdict::Keep,
+                // Before the tree is asked: what is retired goes also if its runs are not read.
                 Target::Sst(sst) if body.retired.contains(&sst) => Verdict::Delete,
+                Target::Sst(sst) if body.holds(sst) => Verdict::Keep,
                 Target::Sst(sst) => self.judge_unreferenced(sst, &state.current),
                 Target::Body(id) if id == state.current.body => Verdict::Keep,
                 Target::Body(id) if body.checkpoints.contains(&id) => Verdict::Keep,

@@ -47,6 +47,7 @@ fn variants() -> Vec<(Config, &'static str)> {
         (Config { retains: 1, ..flushing(Variant::HistoryTwoPast) }, REFERENCED),
         (Config { jobs: 2, compactions: 2, ..small(Variant::InputsNotChecked) }, ONCE),
         (flushing(Variant::UnreferencedByAge), REFERENCED),
+        (Config { checkpoints: 1, ..small(Variant::CheckpointsNotRead) }, REFERENCED),
     ]
 }
 

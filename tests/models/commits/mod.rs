@@ -47,6 +47,7 @@ enum Variant {
     HistoryTwoPast,
     InputsNotChecked,
     UnreferencedByAge,
+    CheckpointsNotRead,
 }
 
 /// A bounded configuration.

@@ -16,9 +16,10 @@
 //!   and may be a zombie. (The retention is a courtesy to slow readers; no rule's safety rests on
 //!   it.)
 //! - CURRENT and manifest are one read: epochs of one and references of another prove nothing.
-//! - What could not be read may refer to anything: without a run of the tree or of a checkpoint no
-//!   SST goes, and without a checkpoint body no SST and no run object. The other rules do not
-//!   depend on it, so what they allow is a part of what complete evidence allows.
+//! - What could not be read may refer to anything; but no run of the tree has an SST that
+//!   `retired` names itself. So without a run of the tree only such SSTs go, without a run of a
+//!   checkpoint no SST, and without a checkpoint body no SST and no run object. The other rules do
+//!   not depend on it, so what they allow is a part of what complete evidence allows.
 //! - Fences are told from data by their size in the listing ([`FENCE_BYTES`]), never by their
 //!   number: an id that a stale fence seems to jump may hold data.
 
@@ -58,6 +59,8 @@ pub struct Evidence {
     epochs: HashMap<Role, Epoch>,
     history_from: u64,
     wal_from: WalId,
+    /// The SSTs that `retired` names.
+    retired_by_name: HashSet<OutputId>,
     /// When each retired object left the tree; an SST of retired runs, with the last of them.
     retired_ms: HashMap<RetiredObject, u64>,
     /// The SSTs of each retired run whose object was read.
@@ -73,7 +76,9 @@ pub struct Evidence {
 enum Unseen {
     /// It is complete.
     Nothing,
-    /// A run could not be read: any SST may be in it.
+    /// A run of the tree could not be read: any SST may be in it that is not retired by its name.
+    SstsOfTree,
+    /// A run of a checkpoint could not be read: any SST may be in it.
     Ssts,
     /// A checkpoint body could not be read: any SST and any run may be in it.
     SstsAndRuns,
@@ -98,15 +103,25 @@ impl Evidence {
         let bodies: HashMap<_, _> = checkpoints.iter().map(|body| (body.id, body)).collect();
         let runs: HashMap<_, _> = runs.iter().map(|run| (run.id, run)).collect();
         let mut referenced = HashSet::new();
-        let mut unseen = add_references(&mut referenced, manifest, &runs)?;
+        let mut unseen = match add_references(&mut referenced, manifest, &runs)? {
+            Seen::All => Unseen::Nothing,
+            Seen::NotAll => Unseen::SstsOfTree,
+        };
         for checkpoint in &manifest.checkpoints {
-            let seen = match bodies.get(&checkpoint.manifest) {
-                Some(body) => add_references(&mut referenced, body, &runs)?,
+            let of_checkpoint = match bodies.get(&checkpoint.manifest) {
                 None => Unseen::SstsAndRuns,
+                Some(body) => match add_references(&mut referenced, body, &runs)? {
+                    Seen::All => Unseen::Nothing,
+                    Seen::NotAll => Unseen::Ssts,
+                },
             };
-            unseen = unseen.max(seen);
+            unseen = unseen.max(of_checkpoint);
         }
         let (retired_ms, retired_runs) = retired(manifest, &runs);
+        let retired_by_name = manifest.retired.iter().filter_map(|retired| match retired.object {
+            RetiredObject::Sst(id) => Some(id),
+            RetiredObject::Run(_) => None,
+        });
         Ok(Self {
             current: current.manifest,
             epochs: HashMap::from([
@@ -115,6 +130,7 @@ impl Evidence {
             ]),
             history_from: current.history_from,
             wal_from: manifest.wal_from.min(current.replay_from),
+            retired_by_name: retired_by_name.collect(),
             retired_ms,
             retired_runs,
             referenced,
@@ -147,8 +163,12 @@ impl Evidence {
     fn is_deletable(&self, stored: &Stored, ssts: &HashSet<OutputId>, grace: Grace) -> bool {
         match stored.object {
             Object::Sst(id) => {
-                self.unseen == Unseen::Nothing
-                    && self.is_output_deletable(RetiredObject::Sst(id), id, grace)
+                let is_seen = match self.unseen {
+                    Unseen::Nothing => true,
+                    Unseen::SstsOfTree => self.retired_by_name.contains(&id),
+                    Unseen::Ssts | Unseen::SstsAndRuns => false,
+                };
+                is_seen && self.is_output_deletable(RetiredObject::Sst(id), id, grace)
             }
             Object::Run(id) => {
                 self.unseen < Unseen::SstsAndRuns
@@ -192,23 +212,30 @@ impl Evidence {
     }
 }
 
+/// Whether all runs of a body could be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Seen {
+    All,
+    NotAll,
+}
+
 fn add_references(
     referenced: &mut HashSet<RetiredObject>,
     manifest: &Manifest,
     runs: &HashMap<OutputId, &Run>,
-) -> Result<Unseen, Corrupt> {
+) -> Result<Seen, Corrupt> {
     referenced.extend(manifest.l0.iter().map(|sst| RetiredObject::Sst(sst.id)));
-    let mut unseen = Unseen::Nothing;
+    let mut seen = Seen::All;
     for info in &manifest.runs {
         referenced.insert(RetiredObject::Run(info.id));
         let Some(run) = runs.get(&info.id) else {
-            unseen = Unseen::Ssts;
+            seen = Seen::NotAll;
             continue;
         };
         law(run.ssts.len() as u64 == info.ssts, || format!("run {} is another one", info.id))?;
         referenced.extend(run.ssts.iter().map(|sst| RetiredObject::Sst(sst.id)));
     }
-    Ok(unseen)
+    Ok(seen)
 }
 
 /// When each object left the tree, the SSTs of retired runs among them; and these by run.

@@ -146,9 +146,10 @@ fn retired_run_goes_after_its_ssts() {
 #[test]
 fn what_was_not_read_keeps_what_it_may_refer_to() {
     let (keep, delete) = ("keep: x", "delete: x");
-    let table = |ssts: &'static str, runs: &'static str| {
+    let table = |named: &'static str, ssts: &'static str, runs: &'static str| {
         [
-            (sst(writer_output(1, 0x41)), ssts),
+            (sst(writer_output(1, 0x41)), named),
+            (sst(writer_output(1, 0x43)), "keep: a checkpoint has it"),
             (sst(compactor_output(1, 0x61)), ssts),
             (sst(compactor_output(1, 0x91)), ssts),
             (run_object(compactor_output(1, 0x42)), runs),
@@ -157,13 +158,14 @@ fn what_was_not_read_keeps_what_it_may_refer_to() {
             (stored(Object::Manifest(manifest_id(4))), "delete: x"),
         ]
     };
-    verdicts(&partial(&[], 1), u64::MAX, &table(delete, delete));
-    verdicts(&partial(&[0x21], 1), u64::MAX, &table(keep, delete));
-    verdicts(&partial(&[0x44], 1), u64::MAX, &table(keep, delete));
-    verdicts(&partial(&[], 0), u64::MAX, &table(keep, keep));
+    verdicts(&partial(&[], 1), u64::MAX, &table(delete, delete, delete));
+    verdicts(&partial(&[0x21], 1), u64::MAX, &table(delete, keep, delete));
+    verdicts(&partial(&[0x44], 1), u64::MAX, &table(keep, keep, delete));
+    verdicts(&partial(&[0x21], 0), u64::MAX, &table(keep, keep, keep));
+    verdicts(&partial(&[], 0), u64::MAX, &table(keep, keep, keep));
     assert!(partial(&[0x21], 1).is_partial() && !partial(&[], 1).is_partial());
     // A retired run that cannot be read: its SSTs go by their epoch.
-    verdicts(&partial(&[0x42], 1), u64::MAX, &table(delete, delete));
+    verdicts(&partial(&[0x42], 1), u64::MAX, &table(delete, delete, delete));
 }
 
 #[test]

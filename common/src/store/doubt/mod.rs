@@ -7,14 +7,16 @@
 //! ```text
 //! read -> parses                                   -> the value
 //!      -> does not, the same bytes AGREEING times  -> Corrupt: this is what is stored
+//!         (AGREEING_IF_KNOWN times, if the object is known to be damaged)
 //!      -> does not, other bytes each time          -> a bad link: read again, to the deadline
 //!                                                     of the call, then Unavailable
 //! ```
 //!
 //! **Invariants**
-//! - `Corrupt` is returned only for bytes (or a length) that [`AGREEING`] reads have shown, seconds
-//!   apart. The reads are requests of their own; over HTTP all but the first also ask for a range,
-//!   so that a body that was cut does not agree with the length that the store tells.
+//! - `Corrupt` is returned only for bytes (or a length) that [`AGREEING`] reads have shown, over a
+//!   second or more; for an object that is known to be damaged, that [`AGREEING_IF_KNOWN`] have.
+//!   The reads are requests of their own; over HTTP all but the first also ask for a range, so that
+//!   a body that was cut does not agree with the length that the store tells.
 //! - What is believed to be damaged is reported to the bucket's [`Damage`](super::damage::Damage)
 //!   (but for the log, where only CURRENT knows what belongs to it), and believed sooner from then
 //!   on. A whole object that parses again is cleared; one that was read in part may be damaged in
