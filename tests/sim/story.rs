@@ -26,6 +26,9 @@ const SAFETY_PHASE: Duration = Duration::from_secs(45);
 const RECOVERY_MAX: Duration = Duration::from_mins(1);
 /// How long the last compactor and collector have: several times every interval and retention.
 const TIDYING: Duration = Duration::from_secs(30);
+/// How long the tree must have stayed as it is in the end: what has left it is kept for the
+/// retention, told by clocks that differ, and some passes of collection.
+const TREE_AT_REST: Duration = Duration::from_secs(15);
 /// How many write and read at a time.
 const CLIENTS: usize = 6;
 /// Writers that stand by for each other.
@@ -176,8 +179,15 @@ pub(crate) async fn reckon(world: &Arc<World>, cluster: &mut Cluster) {
         cluster.start(slot);
     }
     let tidy_at = world.now() + TIDYING;
-    while world.now() < tidy_at {
+    let (mut runs, mut at_rest_from) = (Vec::new(), world.now());
+    while world.now() < tidy_at.max(at_rest_from + TREE_AT_REST) {
         cluster.tend().await;
+        let tree = world.auditor.look(&world.events).await.expect("a database").manifest;
+        if tree.runs != runs {
+            (runs, at_rest_from) = (tree.runs.clone(), world.now());
+            let merges_on = at_rest_from > tidy_at + RECOVERY_MAX;
+            assert!(!merges_on, "nobody writes, and the tree is still merged");
+        }
         sleep(Duration::from_millis(250)).await;
     }
     cluster.start(Slot::Reader(LATE_READER));
