@@ -284,7 +284,11 @@ impl Scene {
     async fn slow_down(&mut self, get: Duration, burst: Burst) {
         let put = Duration::from_millis(30);
         // With this spread one in thirty thousand takes half as long again.
-        let passes = if burst == Burst::WritesAndFlushes { PASSES } else { 0 };
+        let passes = match burst {
+            // Clients ask for a flush now and then.
+            Burst::Writes => 1,
+            Burst::WritesAndFlushes => PASSES,
+        };
         self.laws.pace = Pace { get: get.mul_f64(1.5), put: put.mul_f64(1.5), passes };
         self.laws.l0_below = L0_BELOW_IN_BURST;
         self.world.store.set_faults(Faults::slow(get, put));
