@@ -3,7 +3,8 @@
 //! Wall time is written to the bucket (`time_ms` of a flush, the time at which a run was retired)
 //! and judges expiry, so a clock that is a year ahead for a minute would be believed for a year.
 //! Each HTTP answer of a store carries its `Date`; the machine's wall time counts only within
-//! [`TOLERANCE`] of it.
+//! [`TOLERANCE`] of it. A `Date` is noted when its answer arrives, and believed once the answer is
+//! known to be the store's.
 //!
 //! **Invariants**
 //! - One odd `Date` moves nothing: the median of the last [`SAMPLES`] counts, once there are three.
@@ -42,16 +43,23 @@ struct Recent {
     oldest: usize,
 }
 
+/// A `Date` as it arrived: the store's time when boot time was zero, in Unix milliseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Told(u64);
+
 impl StoreClock {
     /// A store that has told no time yet; `clock` counts the time between its answers.
     pub fn new(clock: Arc<dyn Clock>) -> Self {
         Self { clock, recent: Mutex::default(), origin_ms: AtomicU64::new(UNKNOWN) }
     }
 
-    /// Notes the `Date` of an answer that came just now.
-    pub fn told(&self, date: &str) {
-        let Some(date_ms) = date_ms(date) else { return };
-        let origin_ms = date_ms.saturating_sub(millis(self.clock.boot()));
+    /// The `Date` of an answer that came just now; `None` if it is no date.
+    pub fn told(&self, date: &str) -> Option<Told> {
+        Some(Told(date_ms(date)?.saturating_sub(millis(self.clock.boot()))))
+    }
+
+    /// Counts the `Date` of an answer that is the store's own.
+    pub fn believe(&self, Told(origin_ms): Told) {
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         if recent.origins_ms.len() < SAMPLES {
             recent.origins_ms.push(origin_ms);
@@ -145,7 +153,7 @@ mod tests {
     fn store_of(env: &Env, dates: &[&str]) -> Arc<StoreClock> {
         let store = Arc::new(StoreClock::new(Arc::clone(&env.clock)));
         for date in dates {
-            store.told(date);
+            store.told(date).into_iter().for_each(|told| store.believe(told));
         }
         store
     }
@@ -180,6 +188,18 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn date_counts_from_when_it_came() {
+        let env = machine(TRUE_MS);
+        let store = StoreClock::new(Arc::clone(&env.clock));
+        for _ in 0..SAMPLES_MIN {
+            let told = store.told(TRUE).unwrap();
+            tokio::time::sleep(Duration::from_secs(30)).await;
+            store.believe(told);
+        }
+        assert_eq!(store.wall_ms(), Some(TRUE_MS + 60_000), "the median came 60 s ago");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn bounded_time_never_goes_back() {
         let env = machine(TRUE_MS + 9_000);
         let store = store_of(&env, &[TRUE; 3]);
@@ -187,7 +207,7 @@ mod tests {
         let before = env.clock.wall_ms();
         // The store's answers take turns at being a second older.
         for _ in 0..SAMPLES {
-            store.told("Sun, 31 Dec 2023 23:59:50 GMT");
+            store.believe(store.told("Sun, 31 Dec 2023 23:59:50 GMT").unwrap());
         }
         assert!(env.clock.wall_ms() >= before);
     }

@@ -2,7 +2,8 @@
 //!
 //! **Invariants**
 //! - Past [`BODY_RESERVE_MAX`], memory for a body is taken as it arrives, whatever is announced.
-//! - A body counts as read if all announced bytes came; each piece has the time of an attempt.
+//! - A body counts as read if all announced bytes came; each piece has the time of an attempt, and
+//!   all of them together what the slowest link takes, see [`Permit::lasts`].
 
 use std::ops::Range;
 
@@ -12,7 +13,7 @@ use object_store::{GetOptions, GetRange, GetResult};
 
 use super::answer::{Failed, Reason};
 use super::attempt::Call;
-use super::link::Transfer;
+use super::link::{Permit, Transfer};
 use super::metrics::Operation;
 use super::object::{Bucket, Version};
 use crate::format::path::Object;
@@ -165,7 +166,7 @@ impl Bucket {
         let version = version_of(&result);
         let announced = result.range.end - result.range.start;
         permit.resize(usize::try_from(announced).unwrap_or(usize::MAX));
-        let bytes = self.body_of(call, result).await;
+        let bytes = self.body_of(call, result, &permit).await;
         permit.end(Transfer::of(&bytes));
         let bytes = bytes?;
         self.metrics().received(call.operation, call.kind, bytes.len());
@@ -173,18 +174,26 @@ impl Bucket {
     }
 
     /// The bytes of an answer, each piece of which comes in time.
-    async fn body_of(&self, call: Call<'_>, result: GetResult) -> Result<Bytes, Failed> {
+    async fn body_of(
+        &self,
+        call: Call<'_>,
+        result: GetResult,
+        permit: &Permit,
+    ) -> Result<Bytes, Failed> {
+        let at_least = self.settings().attempt_timeout;
+        let clock = &self.env().clock;
+        let started = clock.boot();
         let announced = result.range.end - result.range.start;
         let length = usize::try_from(announced).unwrap_or(usize::MAX);
         let mut pieces = result.into_stream();
-        let mut first = None;
+        let mut first: Option<Bytes> = None;
         let mut bytes = BytesMut::new();
         loop {
+            let received = first.as_ref().map_or(bytes.len(), Bytes::len);
+            let elapsed = clock.boot().saturating_sub(started);
+            let limit = permit.lasts(at_least, received).saturating_sub(elapsed).min(at_least);
             let next = async { pieces.next().await.transpose() };
-            let Some(piece) = self.within(call, self.settings().attempt_timeout, next).await?
-            else {
-                break;
-            };
+            let Some(piece) = self.within(call, limit, next).await? else { break };
             if first.is_none() && bytes.is_empty() && piece.len() == length {
                 // All of it: nothing is copied.
                 first = Some(piece);

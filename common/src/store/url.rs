@@ -137,27 +137,44 @@ pub(super) fn open(url: &str, variables: &Variables, clock: &Arc<StoreClock>) ->
     Ok(Opened { store, root, url: url.to_owned(), prices })
 }
 
-/// Where `object_store` sends the requests for a bucket, by the same rules. An S3 Express bucket is
-/// at an address of its own, which is not judged.
+/// Where `object_store` sends the requests for a bucket, by the same rules.
 fn home_on_s3(builder: &AmazonS3Builder, bucket: &str) -> Home {
     let setting = |key| builder.get_config_value(&key);
     let is_virtual = is_set(setting(AmazonS3ConfigKey::VirtualHostedStyleRequest));
     let endpoint =
         setting(AmazonS3ConfigKey::S3Endpoint).or_else(|| setting(AmazonS3ConfigKey::Endpoint));
     let region = setting(AmazonS3ConfigKey::Region).unwrap_or_else(|| "us-east-1".to_owned());
-    let url = match (endpoint, is_virtual) {
-        (Some(endpoint), true) => endpoint,
-        (Some(endpoint), false) => format!("{endpoint}/{bucket}"),
-        (None, true) => format!("https://{bucket}.s3.{region}.amazonaws.com"),
-        (None, false) => format!("https://s3.{region}.amazonaws.com/{bucket}"),
+    let is_express = is_set(setting(AmazonS3ConfigKey::S3Express));
+    let zone = is_express.then(|| zone_of(bucket)).flatten();
+    let url = match (endpoint, zone, is_virtual) {
+        (Some(endpoint), _, true) => endpoint,
+        (Some(endpoint), _, false) => format!("{endpoint}/{bucket}"),
+        (None, Some(zone), _) => {
+            format!("https://{bucket}.s3express-{zone}.{region}.amazonaws.com")
+        }
+        (None, None, true) => format!("https://{bucket}.s3.{region}.amazonaws.com"),
+        (None, None, false) => format!("https://s3.{region}.amazonaws.com/{bucket}"),
     };
     Home::new(Provider::S3, &url)
 }
 
-/// The same on Google's. An address in the file of a service account (an emulator's) is not known
-/// here: its answers are not judged.
+/// The zone in the name of an S3 Express bucket, as `usw2-az1` in `name--usw2-az1--x-s3`.
+fn zone_of(bucket: &str) -> Option<&str> {
+    let name = bucket.strip_suffix("--x-s3").or_else(|| bucket.strip_suffix("--xa-s3"))?;
+    Some(name.rsplit_once("--")?.1)
+}
+
+/// The same on Google's: an emulator's address may be in the key of a service account.
 fn home_on_gcs(builder: &GoogleCloudStorageBuilder, bucket: &str) -> Home {
-    let url = builder.get_config_value(&GoogleConfigKey::BaseUrl);
+    let setting = |key| builder.get_config_value(&key);
+    let of_key = || {
+        let path = setting(GoogleConfigKey::ServiceAccount);
+        let key = path.and_then(|path| std::fs::read_to_string(path).ok());
+        let key = key.or_else(|| setting(GoogleConfigKey::ServiceAccountKey))?;
+        let key: serde_json::Value = serde_json::from_str(&key).ok()?;
+        Some(key.get("gcs_base_url")?.as_str()?.to_owned())
+    };
+    let url = setting(GoogleConfigKey::BaseUrl).or_else(of_key);
     let url = url.unwrap_or_else(|| "https://storage.googleapis.com".to_owned());
     Home::new(Provider::Gcs, &format!("{url}/{bucket}"))
 }
@@ -280,8 +297,117 @@ fn unknown_scheme(scheme: &str, rest: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
+    use async_trait::async_trait;
+    use http::Uri;
+    use object_store::client::{
+        HttpClient, HttpConnector, HttpError, HttpRequest, HttpResponse, HttpService,
+    };
+    use object_store::{ClientOptions, ObjectStoreExt};
+
     use super::*;
     use crate::clock::SystemClock;
+
+    /// Notes where requests go, and answers none.
+    #[derive(Clone, Debug, Default)]
+    struct Recorder(Arc<Mutex<Vec<Uri>>>);
+
+    impl HttpConnector for Recorder {
+        fn connect(&self, _: &ClientOptions) -> object_store::Result<HttpClient> {
+            Ok(HttpClient::new(self.clone()))
+        }
+    }
+
+    #[async_trait]
+    impl HttpService for Recorder {
+        async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+            self.0.lock().unwrap().push(request.uri().clone());
+            Ok(HttpResponse::new(bytes::Bytes::new().into()))
+        }
+    }
+
+    /// The home of a bucket under these variables, and where `object_store` sends a request for it.
+    async fn home_and_requests(url: &str, variables: &[(&str, &str)]) -> (Home, Vec<Uri>) {
+        let Parts { scheme, bucket, .. } = parse(url).unwrap();
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        let variables = &Variables::Given(variables.iter().map(owned).collect());
+        let requests = Recorder::default();
+        let connector = requests.clone();
+        let (home, store): (_, Box<dyn ObjectStore>) = match scheme {
+            Scheme::S3 => {
+                let builder = builder!(AmazonS3Builder, AmazonS3ConfigKey, variables);
+                let home = home_on_s3(&builder, &bucket);
+                let builder = builder.with_bucket_name(bucket).with_http_connector(connector);
+                (home, Box::new(builder.build().unwrap()))
+            }
+            Scheme::Gcs => {
+                let builder = builder!(GoogleCloudStorageBuilder, GoogleConfigKey, variables);
+                let home = home_on_gcs(&builder, &bucket);
+                let builder = builder.with_bucket_name(bucket).with_http_connector(connector);
+                (home, Box::new(builder.build().unwrap()))
+            }
+            Scheme::Azure => {
+                let builder = builder!(MicrosoftAzureBuilder, AzureConfigKey, variables);
+                let home = home_on_azure(&builder, &bucket);
+                let builder = builder.with_container_name(bucket).with_http_connector(connector);
+                (home, Box::new(builder.build().unwrap()))
+            }
+            Scheme::File | Scheme::Memory => panic!("{url} is not asked by HTTP"),
+        };
+        drop(store.get(&Path::from("db/CURRENT")).await);
+        let requests = requests.0.lock().unwrap().clone();
+        (home, requests)
+    }
+
+    #[tokio::test]
+    async fn every_store_is_asked_at_home() {
+        const KEY: &str = r#"{"private_key": "a", "private_key_id": "b", "client_email": "c",
+            "disable_oauth": true, "gcs_base_url": "http://127.0.0.1:4443"}"#;
+        let key_file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&key_file, KEY).unwrap();
+        let key_path = key_file.path().to_str().unwrap();
+        let id = [("AWS_ACCESS_KEY_ID", "a"), ("AWS_SECRET_ACCESS_KEY", "b")];
+        let aws = |more: &[(&'static str, &'static str)]| [&id[..], more].concat();
+        let account = ("AZURE_STORAGE_ACCOUNT_NAME", "acc");
+        let unsigned = ("AZURE_SKIP_SIGNATURE", "true");
+        let minio = ("AWS_ENDPOINT_URL", "http://minio:9000/");
+        let of_bucket = ("AWS_ENDPOINT_URL", "https://b.example.com");
+        let in_name = ("AWS_VIRTUAL_HOSTED_STYLE_REQUEST", "true");
+        let (west, express) = (("AWS_REGION", "us-west-2"), ("AWS_S3_EXPRESS", "on"));
+        let rows = [
+            ("s3://b/db", aws(&[])),
+            ("s3://b/db", aws(&[west, in_name])),
+            ("s3://b/db", aws(&[minio])),
+            ("s3://b/db", aws(&[of_bucket, in_name])),
+            ("s3://b--usw2-az1--x-s3/db", aws(&[west, express])),
+            ("s3://b--usw2-az1--xa-s3/db", aws(&[west, express, in_name])),
+            ("gs://b/db", vec![("GOOGLE_SKIP_SIGNATURE", "true")]),
+            ("gs://b/db", vec![("GOOGLE_SERVICE_ACCOUNT_KEY", KEY)]),
+            ("gs://b/db", vec![("GOOGLE_SERVICE_ACCOUNT", key_path)]),
+            (
+                "gs://b/db",
+                vec![
+                    ("GOOGLE_SERVICE_ACCOUNT", key_path),
+                    ("GOOGLE_BASE_URL", "http://localhost:1"),
+                ],
+            ),
+            ("az://c/db", vec![account, unsigned]),
+            ("az://c/db", vec![account, unsigned, ("AZURE_USE_FABRIC_ENDPOINT", "true")]),
+            ("az://c/db", vec![unsigned, ("AZURE_STORAGE_USE_EMULATOR", "true")]),
+            (
+                "az://c/db",
+                vec![account, unsigned, ("AZURE_ENDPOINT", "http://127.0.0.1:10000/acc")],
+            ),
+        ];
+        for (url, variables) in rows {
+            let (home, requests) = home_and_requests(url, &variables).await;
+            assert!(!requests.is_empty(), "{url} {variables:?}");
+            for request in requests {
+                assert!(home.is_of(&request), "{request} is not at {home:?}: {variables:?}");
+            }
+        }
+    }
 
     #[test]
     fn urls_are_taken_apart() {

@@ -18,8 +18,8 @@
 //!   The reads are requests of their own; over HTTP all but the first also ask for a range, so that
 //!   a body that was cut does not agree with the length that the store tells.
 //! - What is believed to be damaged is reported to the bucket's [`Damage`](super::damage::Damage)
-//!   (but for the log, where only CURRENT knows what belongs to it), and believed sooner from then
-//!   on. A whole object that parses again is cleared; one that was read in part may be damaged in
+//!   (but for the log, where only CURRENT knows what belongs to it, and for what a probe wrote, which
+//!   nobody misses), and believed sooner from then on. A whole object that parses again is cleared; one that was read in part may be damaged in
 //!   another.
 
 use std::fmt;
@@ -91,7 +91,7 @@ impl<'a> Doubt<'a> {
         let damage = self.bucket.damage();
         let agreeing = if damage.holds(self.object) { AGREEING_IF_KNOWN } else { AGREEING };
         if times >= agreeing || planted("one_odd_answer_is_believed") {
-            if self.object.kind() != ObjectKind::Wal {
+            if !matches!(self.object.kind(), ObjectKind::Wal | ObjectKind::Probe) {
                 damage.report(self.object, &cause);
             }
             return Err(Error::corrupt(self.object.path(), cause.to_string()));

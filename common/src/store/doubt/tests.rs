@@ -4,13 +4,14 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use futures::stream::BoxStream;
+use futures::StreamExt;
+use futures::stream::{self, BoxStream};
 use object_store::client::{HttpError, HttpErrorKind};
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    ObjectStoreExt, PutMultipartOptions, PutOptions, PutPayload, PutResult,
+    CopyOptions, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta,
+    ObjectStore, ObjectStoreExt, PutMultipartOptions, PutOptions, PutPayload, PutResult,
 };
 
 use uuid::Uuid;
@@ -31,6 +32,8 @@ enum Odd {
     Garbled(Bytes),
     /// A status without the store's code.
     Foreign(u16),
+    /// The object, a byte each four seconds.
+    Dripping,
 }
 
 /// A store whose reads are odd as planned, and then sound.
@@ -77,6 +80,17 @@ impl ObjectStore for OddStore {
                 let other = InMemory::new();
                 other.put(location, text.into()).await?;
                 other.get_opts(location, GetOptions { if_none_match: None, ..options }).await
+            }
+            Some(Odd::Dripping) => {
+                let found = self.objects.get_opts(location, options.clone()).await?;
+                let bytes = found.bytes().await?;
+                let drops = (0..bytes.len()).map(move |at| bytes.slice(at..=at));
+                let drops = stream::iter(drops).then(|drop| async {
+                    tokio::time::sleep(Duration::from_secs(4)).await;
+                    Ok(drop)
+                });
+                let found = self.objects.get_opts(location, options).await?;
+                Ok(GetResult { payload: GetResultPayload::Stream(drops.boxed()), ..found })
             }
             Some(Odd::Foreign(status)) => {
                 let refusal = Refusal { status, code: None };
@@ -164,6 +178,20 @@ async fn one_odd_answer_is_read_again() {
         assert_eq!(read.unwrap(), None, "{odd:?} on a conditional read");
     }
     assert_eq!(kit.bucket.damage().count(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_drips_is_asked_for_again() {
+    let kit = Kit::new("sound").await;
+    let clock = Arc::clone(&kit.bucket.env().clock);
+    let started = clock.boot();
+    kit.plan([Odd::Dripping]);
+    assert_eq!(kit.read().await.unwrap(), "sound");
+    let took = clock.boot().saturating_sub(started);
+    assert!(took < Duration::from_secs(10), "{took:?}, not a byte each four seconds to its end");
+    kit.plan(vec![Odd::Dripping; 100]);
+    let read = kit.read().await;
+    assert!(matches!(read, Err(Error::Unavailable(_))), "{read:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -6,22 +6,28 @@
 //! bytes in flight are bounded by what the link is seen to carry:
 //!
 //! ```text
-//! a transfer ended within FAST, and others waited for a place   -> a little more in flight
-//! a transfer took longer than SLOW beside others                -> a quarter less
-//! a transfer timed out                                          -> half, and twice the patience
-//! a small one succeeded, CALM_AFTER after all that               -> twice, half the patience, each
-//!                                                                  RECOVERY_STEP, to the start
+//! a large transfer ended within FAST, and others waited for a place -> a little more in flight
+//! a large one took longer than SLOW beside others                   -> a quarter less
+//! a large one timed out                                             -> half, and twice the patience
+//! a small one succeeded, CALM_AFTER after all that                  -> twice, half the patience,
+//!                                                                      each RECOVERY_STEP, to the
+//!                                                                      start
 //! ```
+//!
+//! What goes down does so from what it was when that transfer began: several that were slow at once
+//! say the same thing once, and what has recovered meanwhile is not what was too much.
 //!
 //! **Invariants**
 //! - Small transfers never wait, count towards no bound, and are waited for at most twice the time
-//!   that is asked for: CURRENT and small objects of the log go at once, and hang shortly.
+//!   that is asked for: CURRENT and small objects of the log go at once, and hang shortly. One that
+//!   times out says that a request was lost, not that the link is slow.
 //! - Of those that wait, the log goes before what is bulk (SSTs), each in its order; what is bulk
 //!   leaves a quarter of the bound to others.
 //! - The first of those that wait is admitted if no large transfer is under way, however large it
 //!   is and however many small ones are: the bound never stops everything.
 //! - An outage leaves no trace: a minute after its end bound and patience are what they were at the
-//!   start, or what a large transfer since has measured, if anything at all succeeds.
+//!   start, or what a large transfer since has measured, if anything at all succeeds. A large one
+//!   that began in it and hangs keeps its own place until its time is over, and nobody else's.
 //! - Reads and writes are bounded apart: links carry both ways at once.
 
 use std::collections::BTreeMap;
@@ -98,21 +104,17 @@ struct Load {
     bytes: u64,
     /// Of which those of transfers that are not small, which alone are bounded.
     large_bytes: u64,
-    /// Transfers that will measure the link.
-    measuring: usize,
 }
 
 impl Load {
     fn add(&mut self, bytes: u64) {
         self.bytes = self.bytes.saturating_add(bytes);
         self.large_bytes = self.large_bytes.saturating_add(large(bytes));
-        self.measuring += usize::from(bytes >= MEASURED_BYTES_MIN);
     }
 
     fn remove(&mut self, bytes: u64) {
         self.bytes = self.bytes.saturating_sub(bytes);
         self.large_bytes = self.large_bytes.saturating_sub(large(bytes));
-        self.measuring -= usize::from(bytes >= MEASURED_BYTES_MIN);
     }
 }
 
@@ -135,6 +137,9 @@ pub(super) struct Permit {
     in_flight: u64,
     /// Others waited when it began.
     was_full: bool,
+    /// The bound and the rate when it began.
+    bound: u64,
+    rate: u64,
 }
 
 /// How a transfer ended.
@@ -182,10 +187,10 @@ impl Link {
         granted.await.expect("a place is given to everybody who waits")
     }
 
-    /// How long a request may make no progress: longer while others are in flight before it.
+    /// How long a request without a body may take: longer while others are in flight before it.
     pub(super) fn patience(&self, at_least: Duration) -> Duration {
         let state = self.lock();
-        at_least + state.expected(state.load.bytes)
+        at_least + state.expected(state.load.bytes).min(at_least)
     }
 
     /// Whether a request sent twice takes nothing from others.
@@ -205,6 +210,8 @@ impl Link {
             began_at: self.clock.boot(),
             in_flight: state.load.bytes,
             was_full: !state.waiting.is_empty(),
+            bound: state.bound,
+            rate: state.rate,
         }
     }
 
@@ -250,16 +257,17 @@ impl State {
         Duration::from_millis(bytes.saturating_mul(1_000) / self.rate)
     }
 
-    /// Learns from a transfer that began at `began_at` with so many bytes in flight.
+    /// Learns from a transfer that has ended.
     fn learn(&mut self, permit: &Permit, ended: Transfer, now: Duration) {
-        // What began before the bound went down says again what is known.
-        let is_news = self.slowed_at.is_none_or(|slowed_at| permit.began_at >= slowed_at);
         let took = now.saturating_sub(permit.began_at);
+        let is_small = permit.bytes <= SMALL_BYTES;
         match ended {
-            Transfer::TimedOut if is_news => {
-                self.bound = (self.bound / 2).max(IN_FLIGHT_MIN);
-                self.rate = (self.rate / 2).max(RATE_MIN);
-                self.slowed_at = Some(now);
+            Transfer::TimedOut if !is_small => {
+                self.slow_down(permit.bound / 2, now);
+                // One that has arrived since says more of the link than one that has not.
+                if self.measured.is_none_or(|(_, at)| at <= permit.began_at) {
+                    self.rate = self.rate.min(permit.rate / 2).max(RATE_MIN);
+                }
             }
             Transfer::Done => {
                 if permit.bytes >= MEASURED_BYTES_MIN {
@@ -270,27 +278,29 @@ impl State {
                 } else {
                     self.recover(now);
                 }
-                if permit.bytes <= SMALL_BYTES {
+                if is_small {
                     return;
                 }
                 if took <= FAST && (permit.was_full || !self.waiting.is_empty()) {
                     self.bound = (self.bound + permit.bytes / 4).min(IN_FLIGHT_MAX);
-                } else if took > SLOW && is_news && permit.in_flight > permit.bytes {
-                    self.bound = (self.bound / 4 * 3).max(IN_FLIGHT_MIN);
-                    self.slowed_at = Some(now);
+                } else if took > SLOW && permit.in_flight > permit.bytes {
+                    self.slow_down(permit.bound / 4 * 3, now);
                 }
             }
             Transfer::TimedOut | Transfer::Failed => {}
         }
     }
 
-    /// Lets bound and rate return towards their start, if nothing has been slow for a while and
-    /// nothing is under way that will measure the link.
+    fn slow_down(&mut self, bound: u64, now: Duration) {
+        self.bound = self.bound.min(bound).max(IN_FLIGHT_MIN);
+        self.slowed_at = Some(now);
+    }
+
+    /// Lets bound and rate return towards their start, if nothing has been slow for a while.
     fn recover(&mut self, now: Duration) {
         let since = |at: Duration| now.saturating_sub(at);
         let was_slow = self.slowed_at.is_some_and(|slowed_at| since(slowed_at) < CALM_AFTER);
-        let is_busy = self.load.measuring > 0 || !self.waiting.is_empty();
-        if was_slow || is_busy || since(self.recovered_at) < RECOVERY_STEP {
+        if was_slow || since(self.recovered_at) < RECOVERY_STEP {
             return;
         }
         let measured = self.measured.filter(|(_, at)| since(*at) < MEASURED_FOR);
@@ -324,6 +334,14 @@ impl Permit {
         if is_less {
             self.link.grant();
         }
+    }
+
+    /// How long after its beginning a body may end, of which so many bytes have come: no link is
+    /// slower, but whoever sends a byte now and then would be waited for without end.
+    pub(super) fn lasts(&self, at_least: Duration, received: usize) -> Duration {
+        let received = u64::try_from(received).unwrap_or(u64::MAX);
+        let slowest = Duration::from_millis(received.saturating_mul(1_000) / RATE_MIN);
+        self.patience(at_least) + slowest
     }
 
     /// Frees its bytes, and lets the link learn from how it went.

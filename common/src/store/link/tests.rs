@@ -142,15 +142,88 @@ async fn steady_small_ones_keep_no_large_one_out() {
 }
 
 /// Every transfer times out for 30 s.
-async fn black_hole(link: &Arc<Link>) {
+async fn black_hole(link: &Arc<Link>, bytes: usize) {
     let end = link.clock.boot() + Duration::from_secs(30);
     while link.clock.boot() < end {
-        let permit = link.enter(Class::Urgent, 1_000).await;
+        let permit = link.enter(Class::Urgent, bytes).await;
         tokio::time::sleep(Duration::from_secs(3)).await;
         permit.end(Transfer::TimedOut);
     }
+}
+
+/// Bound and rate.
+fn trust(link: &Link) -> (u64, u64) {
     let state = link.lock();
-    assert_eq!((state.bound, state.rate), (IN_FLIGHT_MIN, RATE_MIN));
+    (state.bound, state.rate)
+}
+
+#[tokio::test(start_paused = true)]
+async fn small_timeouts_do_not_slow_the_link() {
+    let (link, _) = kit(64 * MIB);
+    black_hole(&link, 1_000).await;
+    assert_eq!(trust(&link), (IN_FLIGHT_START, RATE_START));
+    assert!(link.is_calm());
+    black_hole(&link, 100 << 10).await;
+    assert_eq!(trust(&link), (IN_FLIGHT_MIN, RATE_MIN));
+}
+
+#[tokio::test(start_paused = true)]
+async fn timeouts_at_once_say_the_same_once() {
+    let (link, _) = kit(64 * MIB);
+    let mut permits = Vec::new();
+    for _ in 0..8 {
+        permits.push(link.enter(Class::Urgent, MIB).await);
+    }
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    for permit in permits {
+        permit.end(Transfer::TimedOut);
+    }
+    assert_eq!(trust(&link), (IN_FLIGHT_START / 2, RATE_START / 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hung_transfer_keeps_no_other_out() {
+    let (link, network) = kit(64 * MIB);
+    black_hole(&link, MIB).await;
+    let hung = link.enter(Class::Bulk, 8 * MIB).await;
+    assert!(hung.patience(Duration::from_secs(5)) > Duration::from_mins(5));
+    for _ in 0..60 {
+        send(&link, &network, (Class::Urgent, 1_000)).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    assert_eq!(trust(&link), (IN_FLIGHT_START, RATE_START));
+    let others = link.enter(Class::Urgent, 8 * MIB);
+    drop(tokio::time::timeout(Duration::from_millis(1), others).await.unwrap());
+    // It ends when another has shown what the link carries.
+    send(&link, &network, (Class::Urgent, MIB)).await;
+    let (bound, rate) = trust(&link);
+    hung.end(Transfer::TimedOut);
+    assert_eq!(trust(&link), (bound.min(IN_FLIGHT_MIN), rate));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_recovers_meanwhile_is_not_what_was_too_much() {
+    let (link, network) = kit(MIB / 16);
+    let large = async { send(&link, &network, (Class::Bulk, 8 * MIB)).await };
+    let small = async {
+        loop {
+            send(&link, &network, (Class::Urgent, 1_000)).await;
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    };
+    let times = tokio::select! {
+        times = large => times,
+        () = small => unreachable!(),
+    };
+    assert!(times <= 7, "{times} times over a link that also carries small ones");
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_without_a_body_hang_shortly() {
+    let (link, _) = kit(64 * MIB);
+    let _large = link.enter(Class::Bulk, 300 * MIB).await;
+    let at_least = Duration::from_secs(5);
+    assert_eq!(link.patience(at_least), at_least * 2);
 }
 
 #[tokio::test(start_paused = true)]
@@ -160,7 +233,8 @@ async fn small_successes_end_the_memory_of_an_outage() {
     for bytes in [1_000, 100 << 10] {
         let (link, network) = kit(64 * MIB);
         send(&link, &network, (Class::Bulk, 8 * MIB)).await;
-        black_hole(&link).await;
+        black_hole(&link, MIB).await;
+        assert_eq!(trust(&link), (IN_FLIGHT_MIN, RATE_MIN));
         let mut blocks = Vec::new();
         for _ in 0..20 {
             blocks.push(link.enter(Class::Urgent, 16 << 10).await);
@@ -173,8 +247,7 @@ async fn small_successes_end_the_memory_of_an_outage() {
             send(&link, &network, (Class::Urgent, bytes)).await;
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        let state = link.lock();
-        assert_eq!((state.bound, state.rate), (IN_FLIGHT_START, RATE_START), "{bytes}");
+        assert_eq!(trust(&link), (IN_FLIGHT_START, RATE_START), "{bytes}");
     }
 }
 

@@ -13,6 +13,8 @@
 //! - An answer that is not certain refutes nothing.
 //! - Nor does a refusal on its own: a proxy that repeats a PUT whose answer it lost brings the
 //!   repetition's refusal, while the write has landed. The content decides what has.
+//! - Nor does one odd read: content that no rival wrote is read again, see [`super::doubt`], and so
+//!   is a version that nobody made.
 //! - What refutes: two successes, a success that the content does not show, content that nobody
 //!   wrote, or a condition that held and was refused to all, with nothing written.
 
@@ -21,15 +23,20 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::join_all;
 use uuid::Uuid;
+use xxhash_rust::xxh3::xxh3_128;
 
 use super::object::{Bucket, Version};
 use super::pause::Pause;
+use crate::format::Corrupt;
 use crate::format::path::Object;
 use crate::{Error, Result};
 
 /// Writers of one object at once: a store that judges a condition and writes in two steps lets
 /// several of them pass. More would cost more and find little more.
 const RIVALS: usize = 16;
+
+/// Conditional reads that must find the same before it counts against the store.
+const AGREEING: usize = 3;
 
 /// The first pause after a probe that taught nothing.
 const PAUSE_FIRST: Duration = Duration::from_millis(50);
@@ -92,8 +99,11 @@ async fn race(bucket: &Bucket, object: &Object) -> Result<Result<(), Broken>> {
     if created > 1 {
         return Ok(Err("several creates of one object succeeded"));
     }
-    let (bytes, first) = read(bucket, object).await?;
-    if !is_by("create", &bytes) {
+    let (made, first) = match read(bucket, object).await {
+        Err(Error::Corrupt(_)) => return Ok(Err("a created object holds something else")),
+        read => read?,
+    };
+    if !is_by("create", &made) {
         return Ok(Err("a created object holds something else"));
     }
     let swaps = (0..RIVALS).map(|rival| bucket.swap(object, body("swap", rival), &first));
@@ -102,7 +112,10 @@ async fn race(bucket: &Bucket, object: &Object) -> Result<Result<(), Broken>> {
     if swapped > 1 {
         return Ok(Err("several swaps of one version succeeded"));
     }
-    let (bytes, second) = read(bucket, object).await?;
+    let (found, second) = match read(bucket, object).await {
+        Err(Error::Corrupt(_)) => return Ok(Err("a swapped object holds something else")),
+        read => read?,
+    };
     let is_certain = answers.iter().all(|answer| matches!(answer, Ok(_) | Err(Error::Conflict(_))));
     // SUBTLE: one may have landed all the same, and its repetition have been refused.
     if is_certain && swapped == 0 && second == first {
@@ -110,8 +123,8 @@ async fn race(bucket: &Bucket, object: &Object) -> Result<Result<(), Broken>> {
     }
     let winner = answers.iter().position(Result::is_ok);
     let is_explained = match winner {
-        Some(rival) => bytes == body("swap", rival),
-        None => is_by("swap", &bytes) || second == first,
+        Some(rival) => found == text("swap", rival),
+        None => is_by("swap", &found) || second == first,
     };
     if !is_explained {
         return Ok(Err("a swap and the read after it do not agree"));
@@ -139,16 +152,21 @@ async fn try_the_past(
     if count(&[swapped])? > 0 {
         return Ok(Err("a swap with a version of the past succeeded"));
     }
-    let same = bucket.get_if_changed(object, second);
-    let changed = bucket.get_if_changed(object, first);
-    let (same, changed) = tokio::join!(same, changed);
-    if same.map_err(passing)?.is_some() {
-        return Ok(Err("a conditional read of an unchanged object found a change"));
+    let mut broken = "";
+    for _ in 0..AGREEING {
+        let same = bucket.read_if_changed(object, second, |bytes| parse(&bytes));
+        let changed = bucket.read_if_changed(object, first, |bytes| parse(&bytes));
+        let (same, changed) = tokio::join!(same, changed);
+        let (same, changed) = (same.map_err(passing)?, changed.map_err(passing)?);
+        broken = if same.is_some() {
+            "a conditional read of an unchanged object found a change"
+        } else if changed.is_none_or(|(_, version)| version != *second) {
+            "a swap and the reads after it do not agree"
+        } else {
+            return Ok(Ok(()));
+        };
     }
-    match changed.map_err(passing)? {
-        Some((_, version)) if version == *second => Ok(Ok(())),
-        _ => Ok(Err("a swap and the reads after it do not agree")),
-    }
+    Ok(Err(broken))
 }
 
 /// How many succeeded.
@@ -161,8 +179,9 @@ fn count<T>(answers: &[Result<T>]) -> Result<usize> {
     Ok(answers.iter().filter(|answer| answer.is_ok()).count())
 }
 
-async fn read(bucket: &Bucket, object: &Object) -> Result<(Bytes, Version)> {
-    bucket.get_versioned(object).await.map_err(passing)
+/// What a rival wrote, and the version that it is.
+async fn read(bucket: &Bucket, object: &Object) -> Result<(String, Version)> {
+    bucket.read_versioned(object, |bytes| parse(&bytes)).await.map_err(passing)
 }
 
 /// An object that is not there was never created for certain, or was deleted: nothing was learnt.
@@ -176,12 +195,30 @@ fn passing(error: Error) -> Error {
 }
 
 /// What one of the rivals writes; no two write the same.
-fn body(act: &str, rival: usize) -> Bytes {
-    format!("{act} {rival}").into()
+fn text(act: &str, rival: usize) -> String {
+    format!("{act} {rival}")
 }
 
-fn is_by(act: &str, bytes: &[u8]) -> bool {
-    bytes.strip_prefix(act.as_bytes()).is_some_and(|rest| rest.starts_with(b" "))
+/// The text with its digest: a read that is garbled on its way does not look like content that
+/// nobody wrote.
+fn body(act: &str, rival: usize) -> Bytes {
+    let text = text(act, rival);
+    format!("{text} {:032x}", xxh3_128(text.as_bytes())).into()
+}
+
+fn parse(bytes: &Bytes) -> Result<String, Corrupt> {
+    let whole = std::str::from_utf8(bytes).ok();
+    let (text, digest) = whole
+        .and_then(|whole| whole.rsplit_once(' '))
+        .ok_or_else(|| Corrupt::new("the probe's object holds no digest"))?;
+    if digest != format!("{:032x}", xxh3_128(text.as_bytes())) {
+        return Err(Corrupt::new("the digest of the probe's object differs"));
+    }
+    Ok(text.to_owned())
+}
+
+fn is_by(act: &str, text: &str) -> bool {
+    text.strip_prefix(act).is_some_and(|rest| rest.starts_with(' '))
 }
 
 fn refusal(bucket: &Bucket, what: &str) -> String {

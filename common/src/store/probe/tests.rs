@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
@@ -9,7 +10,7 @@ use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
     CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult,
+    ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult,
 };
 
 use super::*;
@@ -23,13 +24,58 @@ enum Swaps {
     Repeated,
     /// It is refused.
     Refused,
+    /// As it should be.
+    Sound,
 }
 
-/// A sound store but for its swaps.
+/// What becomes of a read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reads {
+    /// Every other one is garbled on its way, in another place each time.
+    Garbled,
+    /// All show the same that nobody wrote.
+    Forged,
+    /// Every other conditional one finds a version that nobody made.
+    OddVersion,
+    /// As it should be.
+    Sound,
+}
+
+/// A store that is sound but for its swaps or its reads.
 #[derive(Debug)]
 struct ProxiedStore {
     objects: InMemory,
     swaps: Swaps,
+    reads: Reads,
+    count: AtomicUsize,
+}
+
+impl ProxiedStore {
+    /// What is read under a name instead of what is there.
+    async fn instead(
+        &self,
+        location: &Path,
+        options: GetOptions,
+    ) -> object_store::Result<GetResult> {
+        let options_of_all = GetOptions { if_none_match: None, ..options };
+        let found = self.objects.get_opts(location, options_of_all.clone()).await?;
+        let meta = found.meta.clone();
+        let mut bytes = found.bytes().await?.to_vec();
+        let place = self.count.load(Ordering::Relaxed) % bytes.len();
+        match self.reads {
+            Reads::Garbled => bytes[place] ^= 0x20,
+            Reads::Forged => bytes = b"forged".to_vec(),
+            Reads::OddVersion | Reads::Sound => {}
+        }
+        let other = InMemory::new();
+        other.put(location, bytes.into()).await?;
+        let mut instead = other.get_opts(location, options_of_all).await?;
+        instead.meta.e_tag = match self.reads {
+            Reads::OddVersion => Some(format!("odd-{place}")),
+            _ => meta.e_tag,
+        };
+        Ok(instead)
+    }
 }
 
 fn refused(location: &Path) -> object_store::Error {
@@ -75,6 +121,18 @@ impl ObjectStore for ProxiedStore {
         location: &Path,
         options: GetOptions,
     ) -> object_store::Result<GetResult> {
+        let is_odd = match self.reads {
+            Reads::Forged => true,
+            Reads::Garbled => self.count.fetch_add(1, Ordering::Relaxed).is_multiple_of(2),
+            Reads::OddVersion => {
+                options.if_none_match.is_some()
+                    && self.count.fetch_add(1, Ordering::Relaxed).is_multiple_of(4)
+            }
+            Reads::Sound => false,
+        };
+        if is_odd {
+            return self.instead(location, options).await;
+        }
         self.objects.get_opts(location, options).await
     }
 
@@ -103,19 +161,39 @@ impl ObjectStore for ProxiedStore {
     }
 }
 
-async fn verdict(swaps: Swaps) -> Verdict {
-    let store = Arc::new(ProxiedStore { objects: InMemory::new(), swaps });
+async fn verdict(swaps: Swaps, reads: Reads) -> Verdict {
+    let objects = InMemory::new();
+    let store = Arc::new(ProxiedStore { objects, swaps, reads, count: AtomicUsize::new(0) });
     let bucket = Bucket::new(store, "", StoreSettings::default(), Env::system()).unwrap();
-    probe(&bucket, Uuid::from_u128(1)).await.unwrap()
+    let verdict = probe(&bucket, Uuid::from_u128(1)).await.unwrap();
+    assert_eq!(bucket.damage().count(), 0);
+    verdict
 }
 
 #[tokio::test]
 async fn a_proxy_that_repeats_swaps_is_no_verdict() {
-    assert_eq!(verdict(Swaps::Repeated).await, Verdict::Honoured);
+    assert_eq!(verdict(Swaps::Repeated, Reads::Sound).await, Verdict::Honoured);
 }
 
 #[tokio::test]
 async fn a_store_that_refuses_all_swaps_is_refused() {
-    let Verdict::Refused(text) = verdict(Swaps::Refused).await else { panic!("honoured") };
+    let Verdict::Refused(text) = verdict(Swaps::Refused, Reads::Sound).await else {
+        panic!("honoured")
+    };
     assert!(text.contains("a swap with the right version was refused"), "{text}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn odd_reads_are_no_verdict() {
+    for reads in [Reads::Sound, Reads::Garbled, Reads::OddVersion] {
+        assert_eq!(verdict(Swaps::Sound, reads).await, Verdict::Honoured, "{reads:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn content_that_nobody_wrote_is_refused() {
+    let Verdict::Refused(text) = verdict(Swaps::Sound, Reads::Forged).await else {
+        panic!("honoured")
+    };
+    assert!(text.contains("a created object holds something else"), "{text}");
 }

@@ -42,7 +42,7 @@ impl Home {
     }
 
     /// Whether a request goes to the store.
-    pub(super) fn is_of(&self, uri: &Uri) -> bool {
+    pub(in crate::store) fn is_of(&self, uri: &Uri) -> bool {
         let (Some(home), Some(place)) = (&self.place, Place::of(uri)) else { return false };
         home.host == place.host && home.port == place.port && place.path.starts_with(&home.path)
     }

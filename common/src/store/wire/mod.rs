@@ -5,7 +5,7 @@
 //! a meaning to `object_store` (404 "absent", 412 "lost the race", 200 "done") and without the
 //! store's code, or with a page for people. Such an answer becomes a [`Refusal`] without a code.
 //!
-//! The `Date` of each answer feeds the store's clock, see [`StoreClock`].
+//! The `Date` of each answer that is the store's own feeds its clock, see [`StoreClock`].
 //!
 //! **Invariants**
 //! - Only answers to requests at or below the bucket's own address are judged, see [`Home`]: the
@@ -28,6 +28,7 @@
 //! **Source**: S3 API, "Response elements" of each action; GCS, "XML API"; Azure, "Blob service
 //! REST API", of which "Conditional headers" promises no ETag with a 304.
 
+use std::error::Error as _;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -112,17 +113,22 @@ impl HttpService for Client {
         let known = request.headers().get(IF_NONE_MATCH).cloned();
         let is_read = request.method() == Method::GET || request.method() == Method::HEAD;
         let response = self.beneath.execute(request).await?;
-        if let Some(date) = response.headers().get(DATE).and_then(|date| date.to_str().ok()) {
-            self.clock.told(date);
-        }
-        match response.status() {
+        let date = response.headers().get(DATE).and_then(|date| date.to_str().ok());
+        let told = date.and_then(|date| self.clock.told(date));
+        let answer = match response.status() {
             StatusCode::NOT_MODIFIED => {
                 let is_own = is_read && is_unchanged(response.headers(), known.as_ref());
                 if is_own { Ok(response) } else { Err(foreign(StatusCode::NOT_MODIFIED)) }
             }
             status if status.is_success() => verified(response, expected).await,
             _ => refused(response).await,
+        };
+        if let Some(told) = told
+            && is_own(&answer)
+        {
+            self.clock.believe(told);
         }
+        answer
     }
 }
 
@@ -222,6 +228,15 @@ async fn refused(response: HttpResponse) -> Result<HttpResponse, HttpError> {
         return Ok(HttpResponse::from_parts(parts, body.into()));
     }
     Err(HttpError::new(HttpErrorKind::Unknown, refusal))
+}
+
+/// Whether an answer, once judged, is in the words of the store.
+fn is_own(answer: &Result<HttpResponse, HttpError>) -> bool {
+    let refusal = |error: &HttpError| Some(error.source()?.downcast_ref::<Refusal>()?.clone());
+    match answer {
+        Ok(_) => true,
+        Err(error) => refusal(error).is_some_and(|refusal| refusal.code.is_some()),
+    }
 }
 
 fn foreign(status: StatusCode) -> HttpError {

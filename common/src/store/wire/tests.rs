@@ -56,12 +56,21 @@ fn answer(status: u16, headers: Headers, body: &str) -> HttpResponse {
 
 /// What comes of a request of the store at `home`, and this answer to it.
 async fn told(
+    home: (Provider, &str),
+    request: (&str, &str, Headers),
+    response: HttpResponse,
+) -> Result<HttpResponse, HttpError> {
+    told_with(clock(), home, request, response).await
+}
+
+async fn told_with(
+    clock: Arc<StoreClock>,
     (provider, home): (Provider, &str),
     (method, uri, headers): (&str, &str, Headers),
     response: HttpResponse,
 ) -> Result<HttpResponse, HttpError> {
     let beneath = HttpClient::new(Canned(Mutex::new([response].into())));
-    let client = Client { beneath, home: Home::new(provider, home), clock: clock() };
+    let client = Client { beneath, home: Home::new(provider, home), clock };
     let uri = if uri.starts_with("http") { uri.to_owned() } else { format!("{home}{uri}") };
     let mut request = http::Request::builder().method(method).uri(uri);
     for (name, value) in headers {
@@ -178,13 +187,44 @@ async fn foreign_answers_are_convicted() {
         for status in [200, 302, 304, 400, 403, 404, 409, 412, 416] {
             let told = told(home, request, answer(status, HTML, PAGE)).await;
             let error = told.err().unwrap_or_else(|| panic!("{home:?} {request:?} {status}"));
-            let refusal = std::error::Error::source(&error).unwrap().downcast_ref::<Refusal>();
+            let refusal = error.source().unwrap().downcast_ref::<Refusal>();
             assert_eq!(refusal, Some(&Refusal { status, code: None }), "{home:?} {request:?}");
         }
         let nothing_known = told(home, request, answer(304, &[], "")).await;
         assert!(nothing_known.is_err(), "{home:?} {request:?}");
     }
     assert!(rows > 30, "{rows}");
+}
+
+#[tokio::test]
+async fn only_the_stores_own_answers_tell_its_time() {
+    const DATE: &str = "Mon, 01 Jan 2024 00:00:00 GMT";
+    const OWN: Headers = &[("date", DATE), ("etag", "\"1\"")];
+    const HTML: Headers = &[("date", DATE), ("etag", "\"1\""), ("content-type", "text/html")];
+    let (get, put) = (("GET", "/k", ASKED), ("PUT", "/k", &[] as Headers));
+    let rows = [
+        (get, 200, OWN, "bytes".to_owned(), true),
+        (get, 200, HTML, PAGE.to_owned(), false),
+        (get, 304, OWN, String::new(), true),
+        (get, 304, &[("date", DATE), ("etag", "\"2\"")], String::new(), false),
+        (get, 404, OWN, "<Error><Code>NoSuchKey</Code></Error>".to_owned(), true),
+        (get, 404, HTML, PAGE.to_owned(), false),
+        (get, 503, OWN, "<Error><Code>SlowDown</Code></Error>".to_owned(), true),
+        (get, 503, OWN, "no healthy upstream".to_owned(), false),
+        (get, 302, OWN, String::new(), false),
+        (put, 200, OWN, String::new(), true),
+        (put, 200, OWN, "ok".to_owned(), false),
+        (put, 412, OWN, "<Error><Code>PreconditionFailed</Code></Error>".to_owned(), true),
+        (put, 412, OWN, String::new(), false),
+    ];
+    for (request, status, headers, body, want) in rows {
+        let clock = clock();
+        for _ in 0..3 {
+            let response = answer(status, headers, &body);
+            drop(told_with(Arc::clone(&clock), S3, request, response).await);
+        }
+        assert_eq!(clock.wall_ms().is_some(), want, "{request:?} {status} {body}");
+    }
 }
 
 /// Serves one connection with one answer; returns what was asked.
