@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use cairn_common::env::Env;
 use cairn_common::error::{Error, Result};
 use cairn_common::format::current::Current;
+use cairn_common::format::path::ObjectKind;
 use cairn_common::http::api::{Status, TreeStatus};
 use cairn_common::http::problem::{Answer, Code, Problem};
 use cairn_common::http::reads::{Answerable, ReadRequest, Views};
@@ -121,7 +122,12 @@ impl Views for ReaderNode {
         if request.staleness == Staleness::Bounded
             && u128::from(lag_ms) > self.max_staleness.as_millis()
         {
-            let detail = format!("the view may be {lag_ms} ms old: the store does not answer");
+            let why = if self.bucket.damage().holds_any(ObjectKind::Wal) {
+                "an object of the log is missing, see /v1/status"
+            } else {
+                "the store does not answer, or not with what it holds"
+            };
+            let detail = format!("the view may be {lag_ms} ms old: {why}");
             return Err(self.behind(Code::TooStale, detail));
         }
         let view = Arc::clone(&sight.view);

@@ -20,7 +20,6 @@ use cairn_common::env::Env;
 use cairn_common::error::{Error, Result};
 use cairn_common::faults::planted;
 use cairn_common::format::current::Current;
-use cairn_common::format::path::Object;
 use cairn_common::read::view::OpenTree;
 use cairn_common::store::commit::deposed;
 use cairn_common::store::manifest::{Manifests, Snapshot};
@@ -166,7 +165,6 @@ impl Lease {
         let changed = self.manifests.refresh(&known).await?;
         let found = changed.as_ref().unwrap_or(&known).current.writer.epoch;
         if let Some(changed) = changed {
-            self.check_forward(&known.current, &changed.current)?;
             self.note(changed);
         }
         if found != self.epoch {
@@ -189,20 +187,6 @@ impl Lease {
 
     fn length_ms(&self) -> u64 {
         u64::try_from(self.length.as_millis()).unwrap_or(u64::MAX)
-    }
-
-    fn check_forward(&self, known: &Current, found: &Current) -> Result<()> {
-        let went_back = found.writer.epoch < self.epoch
-            || (found.writer.epoch == self.epoch && found.version < known.version);
-        if !went_back {
-            return Ok(());
-        }
-        let cause = format!(
-            "it went back from epoch {} and version {} to epoch {} and version {}: the bucket was \
-             restored under a running writer. Stop every writer of it before you restore it",
-            known.writer.epoch, known.version, found.writer.epoch, found.version
-        );
-        Err(Error::corrupt(Object::Current.path(), cause))
     }
 
     /// Lowers the lease in CURRENT to ours, after the hold: it was the larger of two.

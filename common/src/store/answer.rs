@@ -14,6 +14,7 @@
 //! | GET, LIST | 404 | `NoSuchKey`, `BlobNotFound`: absent; `NoSuchBucket`: unavailable, not retried | unavailable |
 //! | GET | 304 | carries the ETag that was asked about: unchanged | unavailable |
 //! | GET | 200 with HTML, or without ETag | - | unavailable |
+//! | GET | 416 | to a range: the object is too short, asked again; else unavailable | unavailable |
 //! | GET | 200 with other bytes | what does not parse is read again, see [`super::doubt`] | the same |
 //! | LIST, bulk DELETE | 200 | the document that was asked for | another one: unavailable, undecided |
 //! | create, swap | 200 | an empty body with an ETag: done | a page: undecided, read back |
@@ -144,6 +145,16 @@ impl Failed {
     /// The attempt made no progress for longer than it may.
     pub(super) fn timed_out(act: Act, what: String) -> Self {
         Self::transient(Reason::Timeout, undecided(act, what, "no progress in time"))
+    }
+
+    /// The same, where the object cannot be what is wrong.
+    pub(super) fn not_of_object(self) -> Self {
+        match self.error {
+            Error::Corrupt(failure) => {
+                Self::transient(Reason::Refused, Error::Unavailable(failure))
+            }
+            _ => self,
+        }
     }
 
     /// Fewer bytes came than the answer announced.

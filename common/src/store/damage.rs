@@ -18,7 +18,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
 
-use crate::format::path::Object;
+use crate::format::path::{Object, ObjectKind};
 
 /// Objects that are listed: more than a person restores one by one, and 20 KiB of a status.
 pub const DAMAGED_MAX: usize = 100;
@@ -106,6 +106,11 @@ impl Damage {
         self.count() > 0 && self.lock().causes.contains_key(object)
     }
 
+    /// Whether an object of this kind is listed.
+    pub fn holds_any(&self, kind: ObjectKind) -> bool {
+        self.count() > 0 && self.lock().causes.keys().any(|object| object.kind() == kind)
+    }
+
     /// How many objects are listed. One atomic read.
     pub fn count(&self) -> usize {
         self.count.load(Ordering::Acquire)
@@ -146,6 +151,7 @@ mod tests {
         damage.clear(&wal(3));
         damage.clear(&wal(1));
         assert!(damage.holds(&wal(2)) && !damage.holds(&wal(1)));
+        assert!(damage.holds_any(ObjectKind::Wal) && !damage.holds_any(ObjectKind::Sst));
         damage.retain(|object| *object != wal(2));
         assert_eq!((damage.count(), damage.list()), (0, vec![]));
     }

@@ -141,6 +141,7 @@ impl Bucket {
         options: GetOptions,
     ) -> Result<Option<(Bytes, Version)>, Failed> {
         let path = self.path(object);
+        let is_whole = options.range.is_none();
         let asked = match &options.range {
             Some(GetRange::Bounded(range)) => {
                 usize::try_from(range.end - range.start).unwrap_or(usize::MAX)
@@ -157,7 +158,10 @@ impl Bucket {
                 Err(error) => Err(error),
             }
         };
-        let head = self.attempt(call, patience, head).await;
+        let head = self.attempt(call, patience, head).await.map_err(|failed| {
+            // No range was asked for, so none can be beyond the object's end.
+            if is_whole { failed.not_of_object() } else { failed }
+        });
         if let Err(Failed { reason: Reason::Timeout, .. }) = &head {
             permit.end(Transfer::TimedOut);
             return head.map(|_| None);

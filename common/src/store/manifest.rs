@@ -109,8 +109,8 @@ impl Manifests {
     /// Costs one conditional GET, and a GET of the manifest where that is another one.
     ///
     /// # Errors
-    /// `Corrupt`, also where CURRENT is another database's, or two reads in a row did not find it.
-    /// `Unavailable`, `Indeterminate`.
+    /// `Corrupt`, also where CURRENT is another database's, is an older one that was put back, or
+    /// two reads in a row did not find it. `Unavailable`, `Indeterminate`.
     pub async fn refresh(&self, known: &Snapshot) -> Result<Option<Snapshot>> {
         let read =
             self.bucket.read_if_changed(&Object::Current, &known.version, |b| Current::parse(&b));
@@ -126,6 +126,9 @@ impl Manifests {
         if current.database != known.current.database {
             let cause = format!("database {} became {}", known.current.database, current.database);
             return Err(Error::corrupt(Object::Current.path(), cause));
+        }
+        if went_back(&known.current, &current) {
+            return Err(put_back(&known.current, &current));
         }
         if current.manifest == known.current.manifest {
             let manifest = Arc::clone(&known.manifest);
@@ -204,12 +207,7 @@ impl Manifests {
         known: &Current,
         mut found: (Current, Version),
     ) -> Result<(Current, Version)> {
-        let is_odd = |found: &Current| {
-            found.database != known.database
-                || found.version < known.version
-                || found.writer.epoch < known.writer.epoch
-                || found.compactor.epoch < known.compactor.epoch
-        };
+        let is_odd = |found: &Current| found.database != known.database || went_back(known, found);
         for pause in OLDER_PAUSES {
             if !is_odd(&found.0) || planted("one_odd_answer_is_believed") {
                 break;
@@ -281,6 +279,27 @@ impl Manifests {
         let ours = ObjectKind::ALL.iter().any(|kind| found.contains(&format!("{}/", kind.name())));
         if ours { Ok(()) } else { Err(damaged_root(&found)) }
     }
+}
+
+fn went_back(known: &Current, found: &Current) -> bool {
+    found.version < known.version
+        || found.writer.epoch < known.writer.epoch
+        || found.compactor.epoch < known.compactor.epoch
+}
+
+fn put_back(known: &Current, found: &Current) -> Error {
+    let place = |current: &Current| {
+        let (version, writer, compactor) =
+            (current.version, current.writer.epoch, current.compactor.epoch);
+        format!("version {version} (epochs of writer {writer}, of compactor {compactor})")
+    };
+    let cause = format!(
+        "it went back from {} to {}: the bucket was restored under running processes. Stop every \
+         process of it before you restore it",
+        place(known),
+        place(found)
+    );
+    Error::corrupt(Object::Current.path(), cause)
 }
 
 fn damaged_root(found: &str) -> Error {

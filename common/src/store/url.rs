@@ -14,7 +14,7 @@ use object_store::{ClientConfigKey, ObjectStore, RetryConfig};
 use super::date::StoreClock;
 use super::local::LocalDirectory;
 use super::metrics::Prices;
-use super::wire::{Connector, Home, Provider};
+use super::wire::{Connector, Home, Provider, is_set};
 use crate::{Error, Result};
 
 /// Longer than any attempt: attempts have deadlines of their own.
@@ -199,12 +199,6 @@ fn home_on_azure(builder: &MicrosoftAzureBuilder, bucket: &str) -> Home {
         format!("https://{account}.blob.{domain}")
     });
     Home::new(Provider::Azure, &format!("{url}/{bucket}"))
-}
-
-/// Whether a switch is on, in any of the words that `object_store` knows for it.
-fn is_set(value: Option<String>) -> bool {
-    let value = value.unwrap_or_default().to_ascii_lowercase();
-    ["1", "true", "on", "yes", "y"].contains(&value.as_str())
 }
 
 /// Plain HTTP is refused by the client with a text that does not help.

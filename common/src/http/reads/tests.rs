@@ -562,6 +562,9 @@ async fn pages_go_on_through_keys_that_are_not_live() {
         let Position::After(key) = slices.rows().position() else {
             panic!("it has come somewhere")
         };
+        if key[..] == *b"z" {
+            continue;
+        }
         let seen: u64 = std::str::from_utf8(&key[1..]).unwrap().parse().unwrap();
         assert!(seen > last, "each slice gets on");
         last = seen;

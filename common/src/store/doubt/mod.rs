@@ -18,9 +18,9 @@
 //!   The reads are requests of their own; over HTTP all but the first also ask for a range, so that
 //!   a body that was cut does not agree with the length that the store tells.
 //! - What is believed to be damaged is reported to the bucket's [`Damage`](super::damage::Damage)
-//!   (but for the log, where only CURRENT knows what belongs to it, and for what a probe wrote, which
-//!   nobody misses), and believed sooner from then on. A whole object that parses again is cleared; one that was read in part may be damaged in
-//!   another.
+//!   (but for the log, where only CURRENT knows what belongs to it, and for what a probe wrote,
+//!   which nobody misses), and believed sooner from then on. A whole object that parses again is
+//!   cleared; one that was read in part may be damaged in another.
 
 use std::fmt;
 use std::ops::Range;

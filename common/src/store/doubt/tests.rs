@@ -32,6 +32,8 @@ enum Odd {
     Garbled(Bytes),
     /// A status without the store's code.
     Foreign(u16),
+    /// A 416 in the store's words.
+    BeyondEnd,
     /// The object, a byte each four seconds.
     Dripping,
 }
@@ -41,6 +43,11 @@ enum Odd {
 struct OddStore {
     objects: InMemory,
     plan: Mutex<VecDeque<Odd>>,
+}
+
+fn refused(refusal: Refusal) -> object_store::Error {
+    let source = Box::new(HttpError::new(HttpErrorKind::Unknown, refusal));
+    object_store::Error::Generic { store: "odd", source }
 }
 
 impl fmt::Display for OddStore {
@@ -92,10 +99,9 @@ impl ObjectStore for OddStore {
                 let found = self.objects.get_opts(location, options).await?;
                 Ok(GetResult { payload: GetResultPayload::Stream(drops.boxed()), ..found })
             }
-            Some(Odd::Foreign(status)) => {
-                let refusal = Refusal { status, code: None };
-                let source = Box::new(HttpError::new(HttpErrorKind::Unknown, refusal));
-                Err(object_store::Error::Generic { store: "odd", source })
+            Some(Odd::Foreign(status)) => Err(refused(Refusal { status, code: None })),
+            Some(Odd::BeyondEnd) => {
+                Err(refused(Refusal { status: 416, code: Some("InvalidRange".to_owned()) }))
             }
         }
     }
@@ -223,6 +229,23 @@ async fn a_link_that_flips_bits_convicts_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_416_to_a_whole_read_is_asked_again() {
+    let kit = Kit::new("sound").await;
+    let (_, version) = kit.bucket.read_versioned(&Object::Current, sound).await.unwrap();
+    kit.plan([Odd::BeyondEnd]);
+    assert_eq!(kit.read().await.unwrap(), "sound");
+    kit.plan([Odd::BeyondEnd]);
+    let read = kit.bucket.read_if_changed(&Object::Current, &version, sound).await;
+    assert_eq!(read.unwrap(), None);
+    kit.plan([Odd::BeyondEnd]);
+    assert_eq!(kit.bucket.get_range(&Object::Current, 1..5).await.unwrap(), "ound");
+    kit.plan(vec![Odd::BeyondEnd; 1_000]);
+    let read = kit.read().await;
+    assert!(matches!(read, Err(Error::Unavailable(_))), "{read:?}");
+    assert_eq!(kit.bucket.damage().count(), 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_foreign_404_is_never_absence() {
     let kit = Kit::new("sound").await;
     kit.plan(std::iter::repeat_n(Odd::Foreign(404), 1_000));
@@ -258,6 +281,7 @@ async fn an_older_current_is_read_again() {
         assert!(found.is_none_or(|found| found.current == known.current), "{times} of a cache");
     }
     kit.bucket.put(&Object::Current, old).await.unwrap();
-    let found = manifests.refresh(&known).await.unwrap().unwrap();
-    assert!(found.current.writer.epoch < known.current.writer.epoch, "it was put back");
+    let found = manifests.refresh(&known).await;
+    let Err(Error::Corrupt(failure)) = found else { panic!("{found:?}") };
+    assert!(format!("{failure}").contains("went back"), "{failure}");
 }

@@ -6,12 +6,11 @@
 //! bytes in flight are bounded by what the link is seen to carry:
 //!
 //! ```text
-//! a large transfer ended within FAST, and others waited for a place -> a little more in flight
-//! a large one took longer than SLOW beside others                   -> a quarter less
-//! a large one timed out                                             -> half, and twice the patience
-//! a small one succeeded, CALM_AFTER after all that                  -> twice, half the patience,
-//!                                                                      each RECOVERY_STEP, to the
-//!                                                                      start
+//! a large transfer ended within FAST, others waiting -> a little more in flight
+//! a large one took longer than SLOW beside others    -> a quarter less
+//! a large one timed out                              -> half, and twice the patience
+//! a small one succeeded, CALM_AFTER after all that   -> twice, half the patience, each
+//!                                                       RECOVERY_STEP, to the start
 //! ```
 //!
 //! What goes down does so from what it was when that transfer began: several that were slow at once

@@ -10,6 +10,7 @@
 //! **Invariants**
 //! - Only answers to requests at or below the bucket's own address are judged, see [`Home`]: the
 //!   client also fetches tokens, and the services that give them speak as they like.
+//! - No redirect is followed: what another server says is not the store's answer, see [`client`].
 //! - An answer is foreign only if it lacks what this store always sends for this request, or has
 //!   what it never sends. A request that is not known here is convicted only by a page for people.
 //!
@@ -42,10 +43,12 @@ use object_store::client::{
     HttpResponseBody, HttpService, ReqwestConnector,
 };
 
+pub(super) use self::client::is_set;
 pub(super) use self::home::{Home, Provider};
 use super::answer::Refusal;
 use super::date::StoreClock;
 
+mod client;
 mod home;
 #[cfg(test)]
 mod tests;
@@ -63,14 +66,16 @@ const COPIES: [&str; 2] = ["x-amz-copy-source", "x-goog-copy-source"];
 /// Makes clients that keep status and code.
 #[derive(Debug)]
 pub(super) struct Connector {
-    beneath: ReqwestConnector,
     home: Home,
     clock: Arc<StoreClock>,
 }
 
 #[derive(Debug)]
 struct Client {
+    /// For requests of the store.
     beneath: HttpClient,
+    /// For those who hand out credentials.
+    elsewhere: HttpClient,
     home: Home,
     clock: Arc<StoreClock>,
 }
@@ -78,15 +83,16 @@ struct Client {
 impl Connector {
     /// A connector to the store at `home`, that tells `clock` what time the store says it is.
     pub(super) fn new(home: Home, clock: Arc<StoreClock>) -> Self {
-        Self { beneath: ReqwestConnector::default(), home, clock }
+        Self { home, clock }
     }
 }
 
 impl HttpConnector for Connector {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
-        let beneath = self.beneath.connect(options)?;
+        let beneath = HttpClient::new(client::client(options)?);
+        let elsewhere = ReqwestConnector::default().connect(options)?;
         let (home, clock) = (self.home.clone(), Arc::clone(&self.clock));
-        Ok(HttpClient::new(Client { beneath, home, clock }))
+        Ok(HttpClient::new(Client { beneath, elsewhere, home, clock }))
     }
 }
 
@@ -107,7 +113,7 @@ enum Expected {
 impl HttpService for Client {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
         if !self.home.is_of(request.uri()) {
-            return self.beneath.execute(request).await;
+            return self.elsewhere.execute(request).await;
         }
         let expected = Expected::of(self.home.provider, &request);
         let known = request.headers().get(IF_NONE_MATCH).cloned();

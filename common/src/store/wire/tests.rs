@@ -70,7 +70,8 @@ async fn told_with(
     response: HttpResponse,
 ) -> Result<HttpResponse, HttpError> {
     let beneath = HttpClient::new(Canned(Mutex::new([response].into())));
-    let client = Client { beneath, home: Home::new(provider, home), clock };
+    let elsewhere = beneath.clone();
+    let client = Client { beneath, elsewhere, home: Home::new(provider, home), clock };
     let uri = if uri.starts_with("http") { uri.to_owned() } else { format!("{home}{uri}") };
     let mut request = http::Request::builder().method(method).uri(uri);
     for (name, value) in headers {
@@ -256,6 +257,31 @@ async fn web_identity_is_had_through_the_client() {
     let (asked, told) = tokio::join!(serve(listener, head, &body), client.execute(request));
     assert!(asked.starts_with("POST /?Action=AssumeRoleWithWebIdentity"), "{asked}");
     assert_eq!(told.unwrap().into_body().bytes().await.unwrap(), body);
+}
+
+#[tokio::test]
+async fn no_redirect_is_followed() {
+    for (status, method) in [(303, "PUT"), (302, "GET"), (307, "GET"), (308, "PUT"), (301, "HEAD")]
+    {
+        let store = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let other = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/b", store.local_addr().unwrap());
+        let location = format!("http://{}/empty", other.local_addr().unwrap());
+        let home = Home::new(Provider::S3, &url);
+        let options = ClientOptions::new().with_allow_http(true);
+        let client = Connector::new(home, clock()).connect(&options).unwrap();
+        let request = http::Request::builder().method(method).uri(format!("{url}/k"));
+        let request = request.body(Bytes::new().into()).unwrap();
+        let head = format!("HTTP/1.1 {status} Elsewhere\r\nlocation: {location}");
+        let elsewhere = serve(other, "HTTP/1.1 200 OK\r\netag: \"1\"", "");
+        let told = async { tokio::join!(serve(store, &head, ""), client.execute(request)).1 };
+        let error = tokio::select! {
+            told = told => told.unwrap_err(),
+            asked = elsewhere => panic!("{status} {method}: another server was asked: {asked}"),
+        };
+        let refusal = error.source().unwrap().downcast_ref::<Refusal>();
+        assert_eq!(refusal, Some(&Refusal { status, code: None }), "{method}");
+    }
 }
 
 #[tokio::test]
