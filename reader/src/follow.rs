@@ -104,7 +104,7 @@ impl Tail {
         let manifests = Manifests::new(bucket.clone(), env.clone());
         let wal = Wal::new(bucket, snapshot.current.database);
         let follower = Follower::new(manifests, wal.clone(), snapshot);
-        let doubt = Doubt::at(follower.position(), env.clock.boot());
+        let doubt = Doubt::new(follower.position());
         Self {
             env,
             ssts,

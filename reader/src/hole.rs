@@ -1,8 +1,9 @@
 //! Holes in the log: whether the end at which the reader stays is the chain's end, or an object
 //! that somebody else deleted. PROTOCOL, "Holes".
 //!
-//! **Life of a doubt**: the position has not moved for ten seconds; what lies behind it is looked
-//! through, beside the following (T2b); if that proves that the position was acknowledged, the next
+//! **Life of a doubt**: the position has not moved for ten seconds, or the reader has just begun, or
+//! has not looked for as long (it was stopped, or the store was away), so that it has not seen the
+//! log move to there; what lies behind it is looked through, beside the following (T2b); if that proves that the position was acknowledged, the next
 //! look reads the position and CURRENT once more. If it ends at the same position again, the object
 //! is missing.
 //!
@@ -32,16 +33,18 @@ pub(crate) struct Doubt {
     /// Boot time of the next look behind it.
     due: Duration,
     interval: Duration,
+    /// Boot time of the last judgement.
+    judged_at: Option<Duration>,
     look: JoinSet<Result<Behind>>,
     /// An object that proves that the position was acknowledged.
     proof: Option<WalId>,
 }
 
 impl Doubt {
-    /// No doubt yet of a position that was reached at boot time `now`.
-    pub(crate) fn at(position: WalId, now: Duration) -> Self {
-        let (due, interval) = (now + DOUBTED_AFTER, DOUBTED_AFTER);
-        Self { position, due, interval, look: JoinSet::new(), proof: None }
+    /// The doubt of a reader that begins at a position.
+    pub(crate) fn new(position: WalId) -> Self {
+        let (due, interval) = (Duration::ZERO, DOUBTED_AFTER);
+        Self { position, due, interval, judged_at: None, look: JoinSet::new(), proof: None }
     }
 
     /// The position that is doubted.
@@ -65,8 +68,13 @@ impl Doubt {
     /// Judges the position at which a look has ended: an object that proves that one is missing
     /// there, if any does.
     pub(crate) fn judge(&mut self, wal: &Wal, position: WalId, now: Duration) -> Option<WalId> {
+        let judged_at = self.judged_at.replace(now);
+        let was_away = judged_at.is_none_or(|at| now.saturating_sub(at) >= DOUBTED_AFTER);
         if position != self.position {
-            *self = Self::at(position, now);
+            *self = Self { judged_at: Some(now), due: now + DOUBTED_AFTER, ..Self::new(position) };
+        }
+        if was_away {
+            (self.due, self.interval) = (now, DOUBTED_AFTER / 2);
         }
         if now >= self.due && self.look.is_empty() {
             self.interval = (2 * self.interval).min(LOOK_INTERVAL_MAX);

@@ -492,7 +492,9 @@ async fn a_reader_at_a_hole_calls_nothing_fresh() {
     site.sights.first().await;
     let (status, _, body) = site.get("/v1/kv/a", &[]).await;
     assert_eq!((status, body.as_str()), (200, "1"));
-    tokio::time::sleep(22 * POLL).await;
+    tokio::time::sleep(3 * POLL).await;
+    assert_eq!(site.author.bucket.damage().count(), 1, "one that begins looks behind at once");
+    tokio::time::sleep(10 * POLL).await;
     let (status, _, body) = site.get("/v1/kv/a", &[]).await;
     assert!(status == 503 && body.contains("too_stale"), "{status} {body}");
     let damaged = site.author.bucket.damage().list();
