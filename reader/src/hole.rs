@@ -1,11 +1,11 @@
 //! Holes in the log: whether the end at which the reader stays is the chain's end, or an object
 //! that somebody else deleted. PROTOCOL, "Holes".
 //!
-//! **Life of a doubt**: the position has not moved for ten seconds, or the reader has just begun, or
-//! has not looked for as long (it was stopped, or the store was away), so that it has not seen the
-//! log move to there; what lies behind it is looked through, beside the following (T2b); if that proves that the position was acknowledged, the next
-//! look reads the position and CURRENT once more. If it ends at the same position again, the object
-//! is missing.
+//! **Life of a doubt**: the position has not moved for ten seconds; or the reader has just begun,
+//! or has not looked for as long (it was stopped, or the store was away), so that it has not seen
+//! the log move to there. What lies behind it is looked through, beside the following (T2b); if
+//! that proves that the position was acknowledged, the next look reads the position and CURRENT
+//! once more. If it ends at the same position again, the object is missing.
 //!
 //! **Invariants**
 //! - A verdict rests on a read of CURRENT that was sent after the proof was complete, and that

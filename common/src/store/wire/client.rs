@@ -1,10 +1,10 @@
 //! The HTTP client for requests of the store itself: `object_store`'s, but that it goes nowhere
 //! else.
 //!
-//! `object_store` follows redirects, and with a 303 turns a PUT into a GET: an empty page of another
-//! server would count as written. A store's requests are signed for its host, so no redirect of
-//! its own can be followed. Only a client of our own can be told so; it obeys the settings that
-//! `object_store` takes from the environment.
+//! `object_store` follows redirects, and with a 303 turns a PUT into a GET: an empty page of
+//! another server would count as written. A store's requests are signed for its host, so no
+//! redirect of its own can be followed. Only a client of our own can be told so; it obeys the
+//! settings that `object_store` takes from the environment.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
