@@ -232,10 +232,18 @@ impl Files {
         Ok(self.root.join(name))
     }
 
+    /// Whether this process has written below the root.
+    fn was_there(&self) -> bool {
+        !self.durable.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
     /// Creates the directory of a file, and makes it durable up to the root's own entry.
     ///
     /// SUBTLE: a directory that exists may have been made a moment ago by a process that has not
     /// synced it yet; so each process syncs each directory once, whoever made it.
+    ///
+    /// INVARIANT: a root that was there is not made again: what is written to a new one, after the
+    /// old one was moved away, is lost when that one is moved back.
     fn make_parent_durable(&self, place: &FilePath) -> io::Result<()> {
         let Some(parent) = place.parent() else { return Ok(()) };
         let known = |durable: &Mutex<BTreeSet<PathBuf>>| {
@@ -244,7 +252,15 @@ impl Files {
         if known(&self.durable) && parent.exists() {
             return Ok(());
         }
-        fs::create_dir_all(parent)?;
+        if self.was_there() {
+            fs::metadata(&self.root)?;
+            let below: Vec<_> = parent.ancestors().take_while(|at| *at != self.root).collect();
+            for directory in below.into_iter().rev() {
+                fs::create_dir(directory).or_else(fine_if_exists)?;
+            }
+        } else {
+            fs::create_dir_all(parent)?;
+        }
         for directory in parent.ancestors() {
             sync(directory)?;
             if self.root.parent() == Some(directory) {
@@ -255,6 +271,10 @@ impl Files {
         durable.insert(parent.to_owned());
         Ok(())
     }
+}
+
+fn fine_if_exists(error: io::Error) -> io::Result<()> {
+    if error.kind() == ErrorKind::AlreadyExists { Ok(()) } else { Err(error) }
 }
 
 impl Staged {

@@ -199,3 +199,23 @@ async fn a_url_with_a_space_is_swept_too() {
     assert_eq!(store.sweep().await.unwrap(), (1, 4));
     assert!(!leftover.exists());
 }
+
+#[tokio::test]
+async fn a_root_that_was_moved_away_is_not_made_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let (root, away) = (directory.path().join("db"), directory.path().join("away"));
+    let store = LocalDirectory::new(&root);
+    store.put(&Path::from("CURRENT"), "0".into()).await.unwrap();
+    store.put(&Path::from("wal/1"), "a".into()).await.unwrap();
+    std::fs::rename(&root, &away).unwrap();
+    for name in ["CURRENT", "wal/2", "sst/1"] {
+        let put = store.put(&Path::from(name), "b".into()).await;
+        assert!(put.is_err(), "{name}");
+        assert!(!root.exists(), "{name}");
+    }
+    std::fs::rename(&away, &root).unwrap();
+    for name in ["wal/2", "sst/68/1"] {
+        store.put(&Path::from(name), "c".into()).await.unwrap();
+    }
+    assert_eq!(store.get(&Path::from("wal/1")).await.unwrap().bytes().await.unwrap(), "a");
+}
